@@ -1,0 +1,715 @@
+//! The record of one op: what it is, what it does now, and the bounded trail of what it did before.
+
+use std::{
+    borrow::Cow,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use smallvec::SmallVec;
+
+use crate::{
+    clock::Stamp,
+    id::{OpId, TraceId},
+    snapshot::{
+        Caller, Event, Fuse, Http, Kind, LiveOp, On, Outcome, ParentFrom, Phase, State, Thread,
+        Wait, millis,
+    },
+    text,
+};
+
+/// A wait shorter than this leaves no event in the trail.
+const NOTED_WAIT: Duration = Duration::from_millis(1);
+
+// Events kept from the start of an op; as many again and twice more are kept from its end.
+const FIRST_EVENTS: usize = 4;
+const LAST_EVENTS: usize = 12;
+
+/// One op. The tracker's live set and the op's handles share it.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) id: OpId,
+    pub(crate) trace: TraceId,
+    pub(crate) parent: Option<OpId>,
+    pub(crate) parent_from: Option<ParentFrom>,
+    pub(crate) kind: Kind,
+    pub(crate) name: Cow<'static, str>,
+    pub(crate) begun: Stamp,
+    /// How many [`Op`](crate::Op)s there are.
+    pub(crate) handles: AtomicUsize,
+    /// Zero while it is live.
+    ended: AtomicU64,
+    progress: AtomicU64,
+    sent: AtomicU64,
+    received: AtomicU64,
+    inner: Mutex<Inner>,
+}
+
+/// What an op works on.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Target {
+    #[default]
+    Unknown,
+    /// A path or a word.
+    Text(Cow<'static, str>),
+    /// A path that nobody told.
+    #[cfg_attr(not(feature = "fuse"), expect(dead_code))]
+    Inferred(Arc<str>),
+    /// A URL, or a path with a query; its secrets are removed when it is shown.
+    Url(Box<str>),
+}
+
+/// What only one kind of op has.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Detail {
+    #[default]
+    None,
+    #[cfg_attr(not(feature = "fuse"), expect(dead_code))]
+    Fuse {
+        unique: u64,
+        inode: u64,
+        tid: u32,
+        uid: u32,
+        mount: Arc<str>,
+    },
+    Http {
+        peer: Option<Box<str>>,
+        route: Option<Box<str>>,
+        status: Option<u16>,
+    },
+}
+
+/// What an op waits for.
+#[derive(Clone, Debug)]
+pub(crate) enum WaitsFor {
+    Call(OpId),
+    Op(OpId),
+    Resource {
+        id: u64,
+        name: Cow<'static, str>,
+    },
+    #[cfg_attr(not(feature = "fuse"), expect(dead_code))]
+    Slot,
+}
+
+#[derive(Debug)]
+struct Inner {
+    target: Target,
+    detail: Detail,
+    levels: SmallVec<[Level; 1]>,
+    trail: Trail,
+    waits: SmallVec<[Waiting; 1]>,
+    runners: SmallVec<[Runner; 1]>,
+    /// Gives levels and waits their numbers.
+    next: u32,
+    failure: Option<Box<str>>,
+    outcome: Outcome,
+    /// The op that waits for this call.
+    waited_by: Option<(Arc<Record>, u32)>,
+}
+
+#[derive(Debug)]
+struct Level {
+    name: Cow<'static, str>,
+    since: Stamp,
+    number: u32,
+    idle: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    what: WaitsFor,
+    since: Stamp,
+    number: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Runner {
+    tid: u32,
+    since: Stamp,
+}
+
+/// What is past: the first and last few events, the middle counted.
+#[derive(Debug, Default)]
+struct Trail {
+    past: Vec<Past>,
+    dropped: u64,
+}
+
+#[derive(Debug)]
+struct Past {
+    at: Stamp,
+    name: Cow<'static, str>,
+    depth: u32,
+    /// Set if it was a wait.
+    waited: Option<Duration>,
+}
+
+/// What the tracker knows of an op when it begins.
+#[derive(Debug)]
+pub(crate) struct Seed {
+    pub(crate) id: OpId,
+    pub(crate) trace: TraceId,
+    pub(crate) parent: Option<OpId>,
+    pub(crate) parent_from: Option<ParentFrom>,
+    pub(crate) kind: Kind,
+    pub(crate) name: Cow<'static, str>,
+    pub(crate) target: Target,
+    pub(crate) detail: Detail,
+    pub(crate) begun: Stamp,
+}
+
+impl Record {
+    pub(crate) fn new(seed: Seed) -> Self {
+        Self {
+            id: seed.id,
+            trace: seed.trace,
+            parent: seed.parent,
+            parent_from: seed.parent_from,
+            kind: seed.kind,
+            name: text::bounded(seed.name, text::MAX_NAME),
+            begun: seed.begun,
+            handles: AtomicUsize::new(1),
+            ended: AtomicU64::new(0),
+            progress: AtomicU64::new(seed.begun.0),
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            inner: Mutex::new(Inner {
+                target: seed.target,
+                detail: seed.detail,
+                levels: SmallVec::new(),
+                trail: Trail::default(),
+                waits: SmallVec::new(),
+                runners: SmallVec::new(),
+                next: 0,
+                failure: None,
+                outcome: Outcome::Completed,
+                waited_by: None,
+            }),
+        }
+    }
+
+    /// Ends the op; false if it had ended before. What it waited for no longer counts.
+    pub(crate) fn end(&self, now: Stamp, outcome: Outcome) -> bool {
+        let mut inner = self.lock();
+        if self.ended.load(Relaxed) != 0 {
+            return false;
+        }
+        self.ended.store(now.0.max(1), Relaxed);
+        inner.outcome = match outcome {
+            Outcome::Completed | Outcome::Returned if inner.failure.is_some() => Outcome::Failed,
+            outcome => outcome,
+        };
+        inner.waits.clear();
+        inner.runners.clear();
+        let waited_by = inner.waited_by.take();
+        drop(inner);
+        if let Some((waiter, number)) = waited_by {
+            waiter.stop_waiting(now, number);
+        }
+        true
+    }
+
+    /// From begin to end; 0 while it is live.
+    pub(crate) fn nanos(&self) -> u64 {
+        self.ended.load(Relaxed).saturating_sub(self.begun.0)
+    }
+
+    /// 0 while it is live.
+    pub(crate) fn ended_at(&self) -> Stamp {
+        Stamp(self.ended.load(Relaxed))
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Relaxed) != 0
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.lock().levels.last().is_some_and(|level| level.idle)
+    }
+
+    /// Notes that the op moved.
+    pub(crate) fn moved(&self, now: Stamp) {
+        self.progress.fetch_max(now.0, Relaxed);
+    }
+
+    pub(crate) fn sent(&self, bytes: u64, now: Stamp) {
+        self.sent.fetch_add(bytes, Relaxed);
+        self.moved(now);
+    }
+
+    pub(crate) fn received(&self, bytes: u64, now: Stamp) {
+        self.received.fetch_add(bytes, Relaxed);
+        self.moved(now);
+    }
+
+    /// Replaces the innermost phase.
+    pub(crate) fn phase(&self, now: Stamp, name: Cow<'static, str>, idle: bool) {
+        let name = text::bounded(name, text::MAX_NAME);
+        let mut inner = self.lock();
+        let old = inner.levels.pop();
+        // A guard of nested() keeps its level when the phase in it is replaced.
+        let number = match &old {
+            Some(level) => level.number,
+            None => inner.number(),
+        };
+        if let Some(level) = old {
+            let depth = inner.levels.len();
+            inner.trail.push(level.past(depth));
+        }
+        inner.levels.push(Level {
+            name,
+            since: now,
+            number,
+            idle,
+        });
+        drop(inner);
+        self.moved(now);
+    }
+
+    /// Goes one level deeper, and returns the level's number.
+    pub(crate) fn nested(&self, now: Stamp, name: Cow<'static, str>) -> u32 {
+        let name = text::bounded(name, text::MAX_NAME);
+        let mut inner = self.lock();
+        let number = inner.number();
+        inner.levels.push(Level {
+            name,
+            since: now,
+            number,
+            idle: false,
+        });
+        drop(inner);
+        self.moved(now);
+        number
+    }
+
+    /// Leaves a level and what was left above it.
+    pub(crate) fn leave(&self, now: Stamp, number: u32) {
+        let mut inner = self.lock();
+        let Some(depth) = inner.levels.iter().position(|l| l.number == number) else {
+            return;
+        };
+        while inner.levels.len() > depth {
+            if let Some(level) = inner.levels.pop() {
+                let depth = inner.levels.len();
+                inner.trail.push(level.past(depth));
+            }
+        }
+        drop(inner);
+        self.moved(now);
+    }
+
+    /// Notes a wait, and returns its number.
+    pub(crate) fn start_waiting(&self, now: Stamp, what: WaitsFor) -> u32 {
+        let mut inner = self.lock();
+        let number = inner.number();
+        inner.waits.push(Waiting {
+            what,
+            since: now,
+            number,
+        });
+        number
+    }
+
+    /// Ends a wait; one that was long enough leaves an event.
+    pub(crate) fn stop_waiting(&self, now: Stamp, number: u32) {
+        let mut inner = self.lock();
+        let Some(at) = inner.waits.iter().position(|w| w.number == number) else {
+            return;
+        };
+        let wait = inner.waits.remove(at);
+        let waited = now.since(wait.since);
+        let name = match wait.what {
+            WaitsFor::Resource { name, .. } => Some(name),
+            WaitsFor::Slot => Some(Cow::Borrowed("a slot")),
+            WaitsFor::Call(_) | WaitsFor::Op(_) => None,
+        };
+        if let Some(name) = name.filter(|_| waited >= NOTED_WAIT) {
+            let depth = u32::try_from(inner.levels.len()).unwrap_or(u32::MAX);
+            inner.trail.push(Past {
+                at: wait.since,
+                name,
+                depth,
+                waited: Some(waited),
+            });
+        }
+        drop(inner);
+        self.moved(now);
+    }
+
+    /// Has `waiter` wait for this op until it ends.
+    pub(crate) fn waited_by(&self, now: Stamp, waiter: Arc<Record>) {
+        let number = waiter.start_waiting(now, WaitsFor::Call(self.id));
+        self.lock().waited_by = Some((waiter, number));
+    }
+
+    pub(crate) fn run_on(&self, now: Stamp, tid: u32) {
+        self.lock().runners.push(Runner { tid, since: now });
+    }
+
+    pub(crate) fn run_off(&self, tid: u32) {
+        let mut inner = self.lock();
+        if let Some(at) = inner.runners.iter().rposition(|r| r.tid == tid) {
+            inner.runners.remove(at);
+        }
+    }
+
+    pub(crate) fn set_target(&self, target: Target) {
+        self.lock().target = target;
+    }
+
+    pub(crate) fn fail(&self, failure: Cow<'static, str>) {
+        let failure = text::bounded(failure, text::MAX_TEXT);
+        self.lock().failure = Some(failure.into());
+    }
+
+    /// Changes what only this kind of op has. `change` is our own code and takes no lock.
+    pub(crate) fn detail(&self, change: impl FnOnce(&mut Detail)) {
+        change(&mut self.lock().detail);
+    }
+
+    /// The op as plain data.
+    pub(crate) fn describe(&self, now: Stamp, slow: Duration, stuck: Duration) -> LiveOp {
+        let now = match self.ended.load(Relaxed) {
+            0 => now,
+            ended => Stamp(ended),
+        };
+        let inner = self.lock();
+        let since = |stamp: Stamp| millis(now.since(stamp));
+        let progress = now.since(Stamp(self.progress.load(Relaxed)));
+        let mut runners: SmallVec<[Runner; 4]> = inner.runners.clone().into_iter().collect();
+        runners.sort_by_key(|runner| (runner.since, runner.tid));
+        // A thread that entered the op twice is one thread, since its first entry.
+        let mut threads: Vec<Thread> = Vec::with_capacity(runners.len());
+        for runner in runners {
+            if threads.iter().all(|thread| thread.tid != runner.tid) {
+                threads.push(Thread {
+                    tid: runner.tid,
+                    since_ms: since(runner.since),
+                    ..Thread::default()
+                });
+            }
+        }
+        let mut threads = threads.into_iter();
+        let (mut caller, mut fuse, mut http) = (None, None, None);
+        match &inner.detail {
+            Detail::None => {}
+            Detail::Fuse {
+                unique,
+                inode,
+                tid,
+                uid,
+                mount,
+            } => {
+                caller = Some(Caller {
+                    tid: *tid,
+                    uid: *uid,
+                    ..Caller::default()
+                });
+                fuse = Some(Fuse {
+                    unique: unique.to_string(),
+                    inode: inode.to_string(),
+                    mount: text::visible(mount),
+                });
+            }
+            Detail::Http {
+                peer,
+                route,
+                status,
+            } => {
+                http = Some(Http {
+                    peer: peer.as_deref().map(text::visible),
+                    status: *status,
+                    route: route.as_deref().map(text::visible),
+                    sent_bytes: self.sent.load(Relaxed),
+                    received_bytes: self.received.load(Relaxed),
+                });
+            }
+        }
+        let queued = inner
+            .waits
+            .iter()
+            .any(|wait| matches!(wait.what, WaitsFor::Slot));
+        let state = match inner.levels.last() {
+            _ if queued => State::Queued,
+            Some(level) if level.idle => State::Idle,
+            _ => state_of(progress, slow, stuck),
+        };
+        LiveOp {
+            id: self.id,
+            trace_id: self.trace,
+            parent_id: self.parent,
+            parent_from: self.parent_from.clone(),
+            kind: self.kind.clone(),
+            name: text::clean(&self.name),
+            target: match &inner.target {
+                Target::Unknown => fuse
+                    .as_ref()
+                    .map(|fuse| format!("inode {}", fuse.inode))
+                    .unwrap_or_default(),
+                Target::Text(text) => text::clean(text),
+                Target::Inferred(path) => format!("~{}", text::visible(path)),
+                Target::Url(url) => text::clean_url(url),
+            },
+            age_ms: since(self.begun),
+            progress_ms: millis(progress),
+            state,
+            phase: Phase {
+                path: inner.levels.iter().map(|l| text::clean(&l.name)).collect(),
+                age_ms: since(inner.levels.last().map_or(self.begun, |level| level.since)),
+                wait: wait_of(&inner.waits, now),
+            },
+            events: self.events(&inner),
+            events_dropped: inner.trail.dropped,
+            error: inner.failure.as_deref().map(text::clean),
+            thread: threads.next(),
+            more_threads: threads.collect(),
+            caller,
+            fuse,
+            http,
+        }
+    }
+
+    /// How it ended; meaningless before.
+    pub(crate) fn outcome(&self) -> Outcome {
+        self.lock().outcome.clone()
+    }
+
+    // Past phases and the present ones, in the order they began, each with the names above it.
+    fn events(&self, inner: &Inner) -> Vec<Event> {
+        let past = inner.trail.past.iter().map(|past| {
+            let waited = past.waited.map(millis);
+            (past.at, past.depth as usize, &past.name, waited)
+        });
+        let levels = inner.levels.iter().enumerate();
+        let now = levels.map(|(depth, level)| (level.since, depth, &level.name, None));
+        let mut all: Vec<_> = past.chain(now).collect();
+        all.sort_by_key(|(at, depth, ..)| (*at, *depth));
+        let mut path: Vec<String> = Vec::new();
+        all.into_iter()
+            .map(|(at, depth, name, for_ms)| {
+                let name = text::clean(name);
+                let phase = if for_ms.is_some() {
+                    format!("waited for {name}")
+                } else {
+                    path.truncate(depth);
+                    path.push(name);
+                    path.join(" > ")
+                };
+                Event {
+                    at_ms: millis(at.since(self.begun)),
+                    phase,
+                    for_ms,
+                }
+            })
+            .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn number(&mut self) -> u32 {
+        self.next = self.next.wrapping_add(1);
+        self.next
+    }
+}
+
+impl Level {
+    fn past(self, depth: usize) -> Past {
+        Past {
+            at: self.since,
+            name: self.name,
+            depth: u32::try_from(depth).unwrap_or(u32::MAX),
+            waited: None,
+        }
+    }
+}
+
+impl Trail {
+    fn push(&mut self, past: Past) {
+        if self.past.len() == FIRST_EVENTS + LAST_EVENTS {
+            self.past.remove(FIRST_EVENTS);
+            self.dropped += 1;
+        }
+        self.past.push(past);
+    }
+}
+
+/// Judges by progress alone.
+pub(crate) fn state_of(progress: Duration, slow: Duration, stuck: Duration) -> State {
+    if progress >= stuck {
+        State::Stuck
+    } else if progress >= slow {
+        State::Slow
+    } else {
+        State::Running
+    }
+}
+
+// The last wait names the kind. Waits for ops go together, whatever their kind: any one may free the op.
+fn wait_of(waits: &[Waiting], now: Stamp) -> Option<Wait> {
+    let last = waits.last()?;
+    let op_of = |waiting: &Waiting| match waiting.what {
+        WaitsFor::Call(op) | WaitsFor::Op(op) => Some(op),
+        WaitsFor::Resource { .. } | WaitsFor::Slot => None,
+    };
+    let mut ops: Vec<OpId> = waits.iter().filter_map(op_of).collect();
+    ops.dedup();
+    let (on, resource) = match &last.what {
+        WaitsFor::Call(_) => (On::Call, None),
+        WaitsFor::Op(_) => (On::Op, None),
+        WaitsFor::Resource { id, .. } => (On::Resource, Some(id.to_string())),
+        WaitsFor::Slot => (On::Queue, None),
+    };
+    let others = if op_of(last).is_some() {
+        waits.len() - waits.iter().filter_map(op_of).count()
+    } else {
+        // The holders, or the ops in the slots, are filled in by whoever knows them.
+        ops.clear();
+        waits.len() - 1
+    };
+    Some(Wait {
+        on,
+        all: waits.len() == 1,
+        ops,
+        since_ms: millis(now.since(last.since)),
+        resource,
+        others: others as u64,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Detail, FIRST_EVENTS, LAST_EVENTS, Record, Seed, Target, WaitsFor};
+    use crate::{
+        clock::Stamp,
+        id::{OpId, TraceId},
+        snapshot::{Kind, LiveOp},
+    };
+
+    fn record() -> Record {
+        Record::new(Seed {
+            id: OpId::mixed(1),
+            trace: TraceId::mixed(1, 2),
+            parent: None,
+            parent_from: None,
+            kind: Kind::Task,
+            name: "x".into(),
+            target: Target::Unknown,
+            detail: Detail::None,
+            begun: ms(0),
+        })
+    }
+
+    fn ms(n: u64) -> Stamp {
+        Stamp(n * 1_000_000)
+    }
+
+    fn at(record: &Record, n: u64) -> LiveOp {
+        record.describe(ms(n), Duration::from_secs(1), Duration::from_secs(10))
+    }
+
+    fn trail(op: &LiveOp) -> Vec<(f64, &str)> {
+        op.events
+            .iter()
+            .map(|event| (event.at_ms, event.phase.as_str()))
+            .collect()
+    }
+
+    #[test]
+    fn a_guard_pops_its_level_and_what_was_left_above_it() {
+        let record = record();
+        record.phase(ms(1), "handler".into(), false);
+        let walk = record.nested(ms(2), "walk".into());
+        let _left = record.nested(ms(3), "stat".into());
+        record.phase(ms(4), "read".into(), false);
+
+        assert_eq!(at(&record, 5).phase.path, ["handler", "walk", "read"]);
+        record.leave(ms(6), walk);
+
+        let op = at(&record, 7);
+        assert_eq!(op.phase.path, ["handler"]);
+        assert_eq!(op.phase.age_ms, 6.0);
+        assert_eq!(
+            trail(&op),
+            [
+                (1.0, "handler"),
+                (2.0, "handler > walk"),
+                (3.0, "handler > walk > stat"),
+                (4.0, "handler > walk > read")
+            ]
+        );
+    }
+
+    #[test]
+    fn a_guard_dropped_late_pops_nothing_of_others() {
+        let record = record();
+        let a = record.nested(ms(1), "a".into());
+        let b = record.nested(ms(2), "b".into());
+        record.leave(ms(3), a);
+        record.nested(ms(4), "c".into());
+        record.nested(ms(4), "d".into());
+
+        record.leave(ms(5), b);
+
+        assert_eq!(at(&record, 6).phase.path, ["c", "d"]);
+    }
+
+    #[test]
+    fn the_trail_keeps_first_and_last_and_counts_the_middle() {
+        let record = record();
+        for n in 0..1000 {
+            record.phase(ms(n), n.to_string().into(), false);
+        }
+
+        let op = at(&record, 1000);
+
+        assert_eq!(op.events.len(), FIRST_EVENTS + LAST_EVENTS + 1);
+        assert_eq!(op.events_dropped, 999 - (FIRST_EVENTS + LAST_EVENTS) as u64);
+        assert_eq!(op.events[FIRST_EVENTS - 1].phase, "3");
+        assert_eq!(op.events[FIRST_EVENTS].phase, "987");
+        assert_eq!(op.events.last().unwrap().phase, "999");
+    }
+
+    #[test]
+    fn a_wait_under_a_millisecond_leaves_no_trace() {
+        let lock = || WaitsFor::Resource {
+            id: 1,
+            name: "table".into(),
+        };
+        let record = record();
+        let short = record.start_waiting(Stamp(0), lock());
+        record.stop_waiting(Stamp(999_999), short);
+        assert_eq!(trail(&at(&record, 2)), []);
+
+        let long = record.start_waiting(ms(2), lock());
+        record.stop_waiting(ms(5), long);
+
+        let op = at(&record, 6);
+        assert_eq!(trail(&op), [(2.0, "waited for table")]);
+        assert_eq!(op.events[0].for_ms, Some(3.0));
+        assert!(op.phase.wait.is_none());
+    }
+
+    #[test]
+    fn several_open_calls_are_a_wait_for_any() {
+        let record = record();
+        record.start_waiting(ms(1), WaitsFor::Call(OpId::mixed(5)));
+        assert!(at(&record, 9).phase.wait.unwrap().all);
+
+        record.start_waiting(ms(3), WaitsFor::Call(OpId::mixed(6)));
+
+        let wait = at(&record, 9).phase.wait.unwrap();
+        assert_eq!(wait.ops, [OpId::mixed(5), OpId::mixed(6)]);
+        assert!(!wait.all);
+        assert_eq!(wait.since_ms, 6.0, "of the youngest");
+    }
+}

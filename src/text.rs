@@ -1,0 +1,202 @@
+//! What a string goes through before anyone sees it: bounded, secrets removed, nothing that moves a cursor.
+
+use std::borrow::Cow;
+
+/// Bytes kept of a target, a failure text or a file name.
+pub(crate) const MAX_TEXT: usize = 512;
+
+/// Bytes kept of the name of a phase, an op or a resource.
+pub(crate) const MAX_NAME: usize = 128;
+
+const CUT: &str = "...";
+
+/// Keeps a string of up to `max` bytes as it is; of a longer one what [`clean`] shows, cut and marked.
+pub(crate) fn bounded(text: impl Into<Cow<'static, str>>, max: usize) -> Cow<'static, str> {
+    let text = text.into();
+    if text.len() <= max {
+        return text;
+    }
+    // Cleaned first: a cut through a password would hide the `@` that tells it from a host.
+    Cow::Owned(cut(&clean(&text), max))
+}
+
+/// Makes a string of bytes that may be no UTF-8: what is none is written `\xNN`.
+#[cfg(feature = "fuse")]
+pub(crate) fn from_bytes(bytes: &[u8], max: usize) -> String {
+    let mut text = String::with_capacity(bytes.len().min(max));
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+        if text.len() > max {
+            return cut(&text, max);
+        }
+    }
+    text
+}
+
+/// Removes what contract 9 forbids from free text: only what looks like a URL is touched.
+pub(crate) fn clean(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (head, tail) = rest.split_at(at + 3);
+        out.push_str(head);
+        let end = tail
+            .find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | ')' | '`'))
+            .unwrap_or(tail.len());
+        push_url(&mut out, &tail[..end], true);
+        rest = &tail[end..];
+    }
+    out.push_str(rest);
+    visible(&out)
+}
+
+/// Removes what contract 9 forbids from a whole URL or from a path with a query.
+pub(crate) fn clean_url(url: &str) -> String {
+    let mut out = String::with_capacity(url.len());
+    match url.split_once("://") {
+        Some((scheme, rest)) if !scheme.contains(['/', '?', '#']) => {
+            out.push_str(scheme);
+            out.push_str("://");
+            push_url(&mut out, rest, true);
+        }
+        _ => push_url(&mut out, url, !url.starts_with('/')),
+    }
+    visible(&out)
+}
+
+// `url` begins behind the scheme. The values of a query are replaced, its names stay.
+fn push_url(out: &mut String, url: &str, with_authority: bool) {
+    let url = url.split('#').next().unwrap_or_default();
+    let (before, query) = match url.split_once('?') {
+        Some((before, query)) => (before, Some(query)),
+        None => (url, None),
+    };
+    let authority = if with_authority {
+        before.find('/').unwrap_or(before.len())
+    } else {
+        0
+    };
+    let (authority, path) = before.split_at(authority);
+    out.push_str(
+        authority
+            .rsplit_once('@')
+            .map_or(authority, |(_, host)| host),
+    );
+    out.push_str(path);
+    if let Some(query) = query {
+        out.push('?');
+        for (n, pair) in query.split('&').enumerate() {
+            if n > 0 {
+                out.push('&');
+            }
+            match pair.split_once('=') {
+                Some((name, _)) => {
+                    out.push_str(name);
+                    out.push_str("=..");
+                }
+                None => out.push_str(pair),
+            }
+        }
+    }
+}
+
+/// Writes out what a terminal would act on instead of showing it.
+pub(crate) fn visible(text: &str) -> String {
+    if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return cut(text, MAX_TEXT);
+    }
+    let mut out = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        match c {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c.is_control() || is_invisible(c) => {
+                out.push_str(&format!("\\u{{{:x}}}", u32::from(c)));
+            }
+            c => out.push(c),
+        }
+        if out.len() > MAX_TEXT {
+            break;
+        }
+    }
+    cut(&out, MAX_TEXT)
+}
+
+// Bidirectional controls, zero-width characters, separators that break lines, tags, and variation selectors.
+fn is_invisible(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+        | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+fn cut(text: &str, max: usize) -> String {
+    if text.len() <= max {
+        return text.to_owned();
+    }
+    let mut end = max - CUT.len();
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let mut kept = String::with_capacity(max);
+    kept.push_str(&text[..end]);
+    kept.push_str(CUT);
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_TEXT, bounded, clean, clean_url, visible};
+
+    #[test]
+    fn secrets_leave_a_url() {
+        for (url, shown) in [
+            (
+                "http://bob:s3cret@api:80/x?token=s3cret&limit=5#s3cret",
+                "http://api:80/x?token=..&limit=..",
+            ),
+            ("http://bob:p@ss@[::1]:80?a=s3cret", "http://[::1]:80?a=.."),
+            ("/x?token=s3cret#s3cret", "/x?token=.."),
+            ("/x/http://u:kept@h", "/x/http://u:kept@h"),
+            ("bob:s3cret@api:80", "api:80"),
+            ("/plain", "/plain"),
+        ] {
+            assert_eq!(clean_url(url), shown);
+        }
+        assert_eq!(
+            clean(
+                "error for url (http://bob:s3cret@api/x?t=s3cret#f): timed out, see https://a?b=c"
+            ),
+            "error for url (http://api/x?t=..): timed out, see https://a?b=.."
+        );
+    }
+
+    #[test]
+    fn nothing_that_moves_a_cursor_comes_out() {
+        assert_eq!(
+            visible("a\nb\x1b[31m\u{202e}c\u{200b}\u{7f}\u{85}"),
+            "a\\nb\\u{1b}[31m\\u{202e}c\\u{200b}\\u{7f}\\u{85}"
+        );
+        assert_eq!(visible("gr\u{fc}n"), "gr\u{fc}n");
+    }
+
+    #[test]
+    fn long_text_is_cut_at_a_character() {
+        let long = "\u{e9}".repeat(100_000);
+
+        assert!(visible(&long).len() <= MAX_TEXT);
+        assert!(bounded(long, 11).ends_with("..."));
+    }
+
+    #[cfg(feature = "fuse")]
+    #[test]
+    fn bytes_that_are_no_text_are_written_out() {
+        assert_eq!(super::from_bytes(b"a\xff\xfeb", 100), "a\\xff\\xfeb");
+        assert_eq!(super::from_bytes(&[0xff; 1000], 20).len(), 20);
+    }
+}

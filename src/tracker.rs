@@ -1,0 +1,359 @@
+//! The tracker of a process: it begins ops and shows what is in flight.
+
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use crate::{
+    clock::Stamp,
+    id::{Context, OpId},
+    live::{Shared, Source},
+    op::{Op, with_current},
+    record::{Detail, Record, Seed, Target, state_of},
+    snapshot::{
+        EndedOp, Filter, Kind, LiveOp, Off, On, ParentFrom, Process, SCHEMA, Snapshot, State,
+        Totals, millis,
+    },
+    text,
+};
+
+/// Knows every op its process is in the middle of.
+///
+/// A clone is another handle to the same tracker. One a process is enough, and is what the reports
+/// expect. `INFLIGHT=off` in the environment turns it off.
+///
+/// ```
+/// use inflight::Tracker;
+///
+/// let tracker = Tracker::new("indexer");
+/// let op = tracker.begin("reindex");
+/// op.phase("open index");
+///
+/// let now = tracker.snapshot();
+/// assert_eq!(now.ops[0].name, "reindex");
+/// assert_eq!(now.ops[0].phase.path, ["open index"]);
+///
+/// drop(op);
+/// assert!(tracker.snapshot().ops.is_empty());
+/// ```
+#[derive(Clone)]
+pub struct Tracker {
+    shared: Arc<Shared>,
+}
+
+/// Settings of a [`Tracker`].
+#[derive(Clone, Debug)]
+pub struct Builder {
+    service: String,
+    slow_after: Duration,
+    stuck_after: Duration,
+    capacity: usize,
+    history: usize,
+}
+
+/// What is known of an op when it begins, besides its ids.
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub(crate) kind: Kind,
+    pub(crate) name: Cow<'static, str>,
+    pub(crate) target: Target,
+    pub(crate) detail: Detail,
+    pub(crate) parent: Parent,
+}
+
+/// Where a new op hangs.
+#[derive(Clone, Debug)]
+pub(crate) enum Parent {
+    /// The current op; without one it is a root.
+    Current,
+    /// No op.
+    #[cfg_attr(not(any(feature = "fuse", feature = "http")), expect(dead_code))]
+    Root,
+    /// An op in the process that sent the request.
+    #[cfg_attr(not(feature = "http"), expect(dead_code))]
+    Remote(Context, ParentFrom),
+}
+
+impl Tracker {
+    /// Makes a tracker with default settings; `service` is the name reports show.
+    #[must_use]
+    pub fn new(service: impl Into<String>) -> Self {
+        Self::builder(service).build()
+    }
+
+    /// Makes a tracker with settings of its own.
+    #[must_use]
+    pub fn builder(service: impl Into<String>) -> Builder {
+        Builder {
+            service: service.into(),
+            slow_after: Duration::from_secs(1),
+            stuck_after: Duration::from_secs(10),
+            capacity: 65_536,
+            history: 256,
+        }
+    }
+
+    /// Begins a task, under the current op if there is one.
+    ///
+    /// It is not current until [`Op::enter`] or [`in_op`](crate::FutureExt::in_op) makes it so, and
+    /// nobody waits for it until someone says [`waiting_for`](crate::waiting_for).
+    pub fn begin(&self, name: impl Into<Cow<'static, str>>) -> Op {
+        self.start(Start {
+            kind: Kind::Task,
+            name: name.into(),
+            target: Target::Unknown,
+            detail: Detail::None,
+            parent: Parent::Current,
+        })
+    }
+
+    /// Turns recording on or off. Ops in flight stay as they are.
+    pub fn set_enabled(&self, enabled: bool) {
+        let off = (!enabled).then(|| Off {
+            since: utc_now(),
+            why: "set_enabled(false)".to_owned(),
+        });
+        self.shared.set_enabled(off);
+    }
+
+    /// Says whether new ops are recorded.
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
+        self.shared.is_enabled()
+    }
+
+    /// Returns all that is in flight now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.snapshot_of(&Filter::new())
+    }
+
+    /// Returns what is in flight now and passes the filter; the rest is counted.
+    ///
+    /// Ops that begin, move or end meanwhile are not held up.
+    #[must_use]
+    pub fn snapshot_of(&self, filter: &Filter) -> Snapshot {
+        let shared = &self.shared;
+        let mut live = shared.live();
+        let now = Stamp::now();
+        live.sort_unstable_by_key(|record| (record.begun, record.id));
+        let in_flight = live.len();
+        live.retain(|record| filter.keeps(&record.kind, now.since(record.begun)));
+        live.truncate(filter.most());
+
+        let describe =
+            |record: &Record| record.describe(now, shared.slow_after, shared.stuck_after);
+        let mut snapshot = Snapshot {
+            schema: SCHEMA.to_owned(),
+            taken_at: utc_now(),
+            clock_ms: millis(Duration::from_nanos(now.0)),
+            process: shared.process(),
+            off: shared.off(),
+            slow_after_ms: millis(shared.slow_after),
+            stuck_after_ms: millis(shared.stuck_after),
+            ops: live.iter().map(|record| describe(record)).collect(),
+            recent: shared
+                .ended()
+                .iter()
+                .map(|record| EndedOp {
+                    op: describe(record),
+                    duration_ms: millis(Duration::from_nanos(record.nanos())),
+                    ended_ms: millis(now.since(record.ended_at())),
+                    outcome: record.outcome(),
+                })
+                .collect(),
+            totals: Totals {
+                begun: shared.begun(),
+                ended: shared.begun().saturating_sub(in_flight as u64),
+                not_recorded: shared.not_recorded(),
+                left_out: (in_flight - live.len()) as u64,
+                malformed_headers: shared.malformed(),
+            },
+            ..Snapshot::default()
+        };
+        for source in shared.sources() {
+            source.describe(&mut snapshot, now);
+        }
+        snapshot
+            .resources
+            .sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+        share_progress(&mut snapshot.ops, shared.slow_after, shared.stuck_after);
+        snapshot
+    }
+
+    /// Begins an op of any kind.
+    pub(crate) fn start(&self, start: Start) -> Op {
+        let now = Stamp::now();
+        let mut waiter = None;
+        let record = self.shared.insert(|id| {
+            let (trace, parent, parent_from) = match start.parent {
+                Parent::Remote(context, from) => (context.trace, Some(context.op), Some(from)),
+                Parent::Root => (self.shared.new_trace(id), None, None),
+                Parent::Current => match current() {
+                    Some(parent) => {
+                        let ids = (parent.trace, Some(parent.id), None);
+                        waiter = Some(parent);
+                        ids
+                    }
+                    None => (self.shared.new_trace(id), None, None),
+                },
+            };
+            Seed {
+                id,
+                trace,
+                parent,
+                parent_from,
+                kind: start.kind,
+                name: start.name,
+                target: start.target,
+                detail: start.detail,
+                begun: now,
+            }
+        });
+        // A call is waited for by the op that is current when it begins; of a task that is not known.
+        if let (Some(record), Some(waiter)) = (&record, waiter)
+            && record.kind == Kind::HttpClient
+        {
+            record.waited_by(now, waiter);
+        }
+        Op::new(record, &self.shared)
+    }
+
+    /// Has a resource or a mount add its part to every snapshot, as long as it lives.
+    pub(crate) fn add_source(&self, source: &Arc<impl Source + 'static>) {
+        let source: Weak<dyn Source> = Arc::downgrade(source) as Weak<dyn Source>;
+        self.shared.add_source(source);
+    }
+
+    /// Who this process is now.
+    #[must_use]
+    pub fn process(&self) -> Process {
+        self.shared.process()
+    }
+
+    /// Counts a header that was ignored.
+    #[cfg(feature = "http")]
+    pub(crate) fn count_malformed(&self) {
+        self.shared.count_malformed();
+    }
+}
+
+impl fmt::Debug for Tracker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracker")
+            .field("service", &self.shared.service)
+            .field("in_flight", &self.shared.count())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    /// Sets after how long without progress an op is slow. Default: 1 s.
+    #[must_use]
+    pub fn slow_after(mut self, after: Duration) -> Self {
+        self.slow_after = after;
+        self
+    }
+
+    /// Sets after how long without progress an op is stuck. Default: 10 s.
+    #[must_use]
+    pub fn stuck_after(mut self, after: Duration) -> Self {
+        self.stuck_after = after;
+        self
+    }
+
+    /// Sets how many ops may be in flight at once; what comes above is counted, not recorded.
+    /// Default: 65,536.
+    #[must_use]
+    pub fn capacity(mut self, ops: usize) -> Self {
+        self.capacity = ops;
+        self
+    }
+
+    /// Sets how many of the last ended ops are kept, and an eighth as many of the slowest.
+    /// Default: 256; 0 keeps none.
+    #[must_use]
+    pub fn history(mut self, ops: usize) -> Self {
+        self.history = ops;
+        self
+    }
+
+    /// Makes the tracker.
+    #[must_use]
+    pub fn build(self) -> Tracker {
+        let shared = Shared::new(
+            text::clean(&self.service),
+            self.slow_after,
+            self.stuck_after,
+            self.capacity,
+            self.history,
+        );
+        let wanted_off = std::env::var("INFLIGHT")
+            .is_ok_and(|value| matches!(value.as_str(), "off" | "0" | "false"));
+        if wanted_off {
+            shared.set_enabled(Some(Off {
+                since: utc_now(),
+                why: "INFLIGHT=off".to_owned(),
+            }));
+        }
+        Tracker {
+            shared: Arc::new(shared),
+        }
+    }
+}
+
+/// The time of day, UTC, RFC 3339 with milliseconds.
+fn utc_now() -> String {
+    format!("{:.3}", jiff::Timestamp::now())
+}
+
+fn current() -> Option<Arc<Record>> {
+    with_current(|op| op.record().map(Arc::clone)).flatten()
+}
+
+// What moves the op that is waited for moves the one that waits.
+fn share_progress(ops: &mut [LiveOp], slow: Duration, stuck: Duration) {
+    let index: HashMap<OpId, usize> = ops.iter().enumerate().map(|(n, op)| (op.id, n)).collect();
+    let waits = |op: &LiveOp| -> Vec<usize> {
+        let wait = op.phase.wait.iter();
+        let ops = wait.filter(|wait| matches!(wait.on, On::Call | On::Op));
+        ops.flat_map(|wait| &wait.ops)
+            .filter_map(|id| index.get(id).copied())
+            .collect()
+    };
+    let edges: Vec<Vec<usize>> = ops.iter().map(waits).collect();
+    if edges.iter().all(Vec::is_empty) {
+        return;
+    }
+    // The most recently moved first: each gives its progress to all that wait for it, once.
+    let mut waited_by: Vec<Vec<usize>> = vec![Vec::new(); ops.len()];
+    for (waiter, waited) in edges.iter().enumerate() {
+        for &op in waited {
+            waited_by[op].push(waiter);
+        }
+    }
+    let mut order: Vec<usize> = (0..ops.len()).collect();
+    order.sort_by(|a, b| ops[*a].progress_ms.total_cmp(&ops[*b].progress_ms));
+    let mut done = vec![false; ops.len()];
+    for first in order {
+        let progress = ops[first].progress_ms;
+        let mut todo = vec![first];
+        while let Some(op) = todo.pop() {
+            if std::mem::replace(&mut done[op], true) {
+                continue;
+            }
+            if ops[op].progress_ms > progress {
+                ops[op].progress_ms = progress;
+                let since = Duration::from_secs_f64(progress / 1000.0);
+                if !matches!(ops[op].state, State::Idle | State::Queued) {
+                    ops[op].state = state_of(since, slow, stuck);
+                }
+            }
+            todo.extend(&waited_by[op]);
+        }
+    }
+}
