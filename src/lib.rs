@@ -2,6 +2,8 @@
 
 mod clock;
 pub mod context;
+#[cfg(feature = "fuse")]
+pub mod fuse;
 pub mod id;
 mod live;
 mod op;

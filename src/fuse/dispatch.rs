@@ -1,0 +1,547 @@
+//! Which thread runs which op: the slots, the ops parked for want of one, and the reader that stands by.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    fmt, mem,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::{
+    id::OpId,
+    op::{Op, WaitingFor},
+    process,
+};
+
+/// Between two looks of the reader that stands by.
+const LOOK: Duration = Duration::from_millis(10);
+
+// As many looks in a row that find no slot free are a second: ops end, but `.diag` would wait in line.
+const FULL_LOOKS: u32 = 100;
+
+// After as many looks that find nothing begun, the reader sleeps until an op begins.
+const IDLE_LOOKS: u32 = 100;
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+thread_local! {
+    // The dispatch that knows this thread.
+    static KNOWN_TO: Cell<u64> = const { Cell::new(0) };
+    static END: RefCell<Option<LoopEnd>> = const { RefCell::new(None) };
+}
+
+/// Gives out the slots of one mount. `C` is what the parked jobs run on.
+pub(super) struct Dispatch<C> {
+    id: u64,
+    slots: usize,
+    state: Mutex<State<C>>,
+    // The reader that stands by sleeps here,
+    standby: Condvar,
+    // and here whoever looks after the parked.
+    watch: Condvar,
+}
+
+/// A slot that was got. It must be given back with [`Dispatch::next`].
+#[derive(Debug)]
+#[must_use = "a slot that is not given back stays taken"]
+pub(super) struct Slot(usize);
+
+/// What a thread does with its slot when its op has returned.
+pub(super) enum Next<C> {
+    /// Deliver these forgets, then ask again.
+    Forgets(Slot, HashMap<u64, u64>),
+    /// Run this op, then ask again.
+    Run(Slot, Parked<C>),
+    /// The slot is free again, and so is the thread.
+    Done,
+    /// The same, and the thread is one reader too many: [`Dispatch::stand_by`].
+    StandBy,
+}
+
+/// An op without a slot, with copies of its arguments.
+pub(super) struct Parked<C> {
+    pub(super) running: Running,
+    pub(super) op: Op,
+    /// Who called: asked whether it was killed. 0 asks nobody.
+    pub(super) tid: u32,
+    pub(super) bytes: usize,
+    pub(super) job: Job<C>,
+    wait: Option<WaitingFor>,
+}
+
+/// The rest of a parked op; dropped without a call, its reply is an error.
+pub(super) type Job<C> = Box<dyn FnOnce(Fate<'_, C>) + Send>;
+
+/// What becomes of a parked op.
+pub(super) enum Fate<'a, C> {
+    Run(&'a C),
+    /// Its caller was killed.
+    Interrupted,
+    /// The connection is gone.
+    Gone,
+}
+
+/// What is known of the op in a slot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Running {
+    pub(super) name: &'static str,
+    pub(super) op: Option<OpId>,
+    /// The thread it runs on; 0 while parked.
+    pub(super) tid: u32,
+}
+
+/// The state at one moment, for reports.
+#[derive(Debug, Default)]
+pub(super) struct View {
+    pub(super) running: Vec<Running>,
+    pub(super) parked: Vec<OpId>,
+    pub(super) parked_count: usize,
+    pub(super) parked_bytes: usize,
+}
+
+struct State<C> {
+    slots: Vec<Option<Running>>,
+    busy: usize,
+    parked: VecDeque<Parked<C>>,
+    parked_bytes: usize,
+    forgets: HashMap<u64, u64>,
+    begun: u64,
+    finished: u64,
+    // Event loops seen, standing by or not.
+    loops: usize,
+    loop_ended: bool,
+    standing_by: bool,
+    // The reader sleeps until an op begins.
+    dozing: bool,
+    closed: bool,
+}
+
+// Tells the dispatch that an event loop ended: the session is over.
+struct LoopEnd(Weak<dyn Loops>);
+
+trait Loops: Send + Sync {
+    fn ended(&self);
+}
+
+impl Running {
+    pub(super) fn new(name: &'static str, op: &Op) -> Self {
+        Self {
+            name,
+            op: op.id(),
+            tid: 0,
+        }
+    }
+}
+
+impl<C> Parked<C> {
+    /// `wait` is the op's wait for a slot.
+    pub(super) fn new(
+        running: Running,
+        op: Op,
+        wait: WaitingFor,
+        tid: u32,
+        bytes: usize,
+        job: Job<C>,
+    ) -> Self {
+        Self {
+            running,
+            op,
+            tid,
+            bytes,
+            job,
+            wait: Some(wait),
+        }
+    }
+
+    /// Ends the wait, since the op is about to run.
+    pub(super) fn admitted(&mut self) {
+        self.wait = None;
+    }
+}
+
+impl<C> Dispatch<C> {
+    pub(super) fn new(slots: usize) -> Arc<Self> {
+        Arc::new(Self {
+            id: NEXT_ID.fetch_add(1, Relaxed),
+            slots: slots.max(1),
+            state: Mutex::new(State {
+                slots: Vec::new(),
+                busy: 0,
+                parked: VecDeque::new(),
+                parked_bytes: 0,
+                forgets: HashMap::new(),
+                begun: 0,
+                finished: 0,
+                loops: 0,
+                loop_ended: false,
+                standing_by: false,
+                dozing: false,
+                closed: false,
+            }),
+            standby: Condvar::new(),
+            watch: Condvar::new(),
+        })
+    }
+
+    pub(super) fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Takes a slot if one is free.
+    pub(super) fn enter(&self, running: Running) -> Option<Slot> {
+        let mut state = self.lock();
+        let slot = state.take(self.slots, running)?;
+        let wake = mem::take(&mut state.dozing);
+        drop(state);
+        if wake {
+            self.standby.notify_all();
+        }
+        Some(slot)
+    }
+
+    /// Parks an op. Gives it back with a slot if one has come free since, or with none if the
+    /// connection is gone.
+    pub(super) fn park(&self, op: Parked<C>) -> Option<(Option<Slot>, Parked<C>)> {
+        let mut state = self.lock();
+        if let Some(slot) = state.take(self.slots, op.running) {
+            return Some((Some(slot), op));
+        }
+        if state.closed {
+            return Some((None, op));
+        }
+        state.parked_bytes += op.bytes;
+        state.parked.push_back(op);
+        let first = state.parked.len() == 1;
+        drop(state);
+        if first {
+            self.watch.notify_all();
+        }
+        None
+    }
+
+    /// Keeps a forget for the next thread that frees a slot; gives a slot to deliver it if one is free.
+    pub(super) fn forget(&self, inode: u64, lookups: u64) -> Option<Slot> {
+        let mut state = self.lock();
+        let running = Running {
+            name: "forget",
+            op: None,
+            tid: 0,
+        };
+        let Some(slot) = state.take(self.slots, running) else {
+            let sum = state.forgets.entry(inode).or_insert(0);
+            *sum = sum.saturating_add(lookups);
+            return None;
+        };
+        let wake = mem::take(&mut state.dozing);
+        drop(state);
+        if wake {
+            self.standby.notify_all();
+        }
+        Some(slot)
+    }
+
+    /// Says what comes next in this slot.
+    pub(super) fn next(&self, slot: Slot) -> Next<C> {
+        let mut state = self.lock();
+        state.finished = state.finished.wrapping_add(1);
+        if !state.forgets.is_empty() {
+            let forgets = mem::take(&mut state.forgets);
+            state.begin(
+                &slot,
+                Running {
+                    name: "forget",
+                    op: None,
+                    tid: process::tid(),
+                },
+            );
+            return Next::Forgets(slot, forgets);
+        }
+        if let Some(op) = state.parked.pop_front() {
+            state.parked_bytes -= op.bytes;
+            state.begin(&slot, op.running);
+            return Next::Run(slot, op);
+        }
+        if let Some(entry) = state.slots.get_mut(slot.0) {
+            *entry = None;
+        }
+        state.busy -= 1;
+        if state.one_too_many(self.slots) {
+            state.standing_by = true;
+            Next::StandBy
+        } else {
+            Next::Done
+        }
+    }
+
+    /// Whether this thread, which has no slot, should stand by; if so it must.
+    pub(super) fn is_one_too_many(&self) -> bool {
+        let mut state = self.lock();
+        let yes = state.busy < self.slots && state.one_too_many(self.slots);
+        state.standing_by |= yes;
+        yes
+    }
+
+    /// Sleeps until this thread is needed as a reader.
+    pub(super) fn stand_by(&self) {
+        let mut state = self.lock();
+        let mut looks = Looks::default();
+        let mut next_look = Instant::now() + LOOK;
+        while !state.closed && !state.loop_ended {
+            if state.dozing {
+                state = wait(&self.standby, state, None);
+                next_look = Instant::now() + LOOK;
+                continue;
+            }
+            let now = Instant::now();
+            if now < next_look {
+                state = wait(&self.standby, state, Some(next_look - now));
+                continue;
+            }
+            next_look = now + LOOK;
+            match looks.look(state.busy >= self.slots, state.begun, state.finished) {
+                Look::Read => break,
+                Look::Doze => {
+                    state.dozing = true;
+                    looks = Looks::default();
+                }
+                Look::Again => {}
+            }
+        }
+        state.dozing = false;
+        state.standing_by = false;
+    }
+
+    /// Takes out the parked ops whose callers were killed.
+    pub(super) fn take_killed(&self, is_killed: impl Fn(u32) -> bool) -> Vec<Parked<C>> {
+        let callers: Vec<u32> = {
+            let state = self.lock();
+            let tids = state.parked.iter().map(|op| op.tid);
+            tids.filter(|tid| *tid != 0).collect()
+        };
+        let killed: Vec<u32> = callers.into_iter().filter(|tid| is_killed(*tid)).collect();
+        if killed.is_empty() {
+            return Vec::new();
+        }
+        let mut state = self.lock();
+        let (out, kept) = mem::take(&mut state.parked)
+            .into_iter()
+            .partition(|op| op.tid != 0 && killed.contains(&op.tid));
+        state.parked = kept;
+        let out = Vec::from(out);
+        state.parked_bytes -= out.iter().map(|op| op.bytes).sum::<usize>();
+        out
+    }
+
+    /// Ends it: nothing is parked any more, and nobody stands by. Gives what was parked.
+    pub(super) fn close(&self) -> VecDeque<Parked<C>> {
+        let mut state = self.lock();
+        state.closed = true;
+        state.parked_bytes = 0;
+        let parked = mem::take(&mut state.parked);
+        drop(state);
+        self.standby.notify_all();
+        self.watch.notify_all();
+        parked
+    }
+
+    /// Whether an event loop has ended: the session is over, or about to be.
+    pub(super) fn has_loop_ended(&self) -> bool {
+        self.lock().loop_ended
+    }
+
+    /// Sleeps until an event loop ends or it is closed.
+    pub(super) fn wait_for_end(&self) {
+        let mut state = self.lock();
+        while !state.closed && !state.loop_ended {
+            state = wait(&self.watch, state, None);
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Sleeps until something is parked, an event loop ends, it is closed, or the time is over.
+    /// Says whether something is parked, and whether a loop has ended.
+    pub(super) fn wait_for_parked(&self, at_most: Duration) -> (bool, bool) {
+        let mut state = self.lock();
+        if state.parked.is_empty() && !state.loop_ended && !state.closed {
+            state = wait(&self.watch, state, Some(at_most));
+        }
+        (!state.parked.is_empty(), state.loop_ended)
+    }
+
+    /// Sleeps so long, or until it is closed.
+    pub(super) fn wait_for_close(&self, at_most: Duration) {
+        let until = Instant::now() + at_most;
+        let mut state = self.lock();
+        loop {
+            let now = Instant::now();
+            if state.closed || now >= until {
+                return;
+            }
+            state = wait(&self.watch, state, Some(until - now));
+        }
+    }
+
+    pub(super) fn view(&self) -> View {
+        let state = self.lock();
+        View {
+            running: state.slots.iter().flatten().copied().collect(),
+            parked: state.parked.iter().filter_map(|op| op.op.id()).collect(),
+            parked_count: state.parked.len(),
+            parked_bytes: state.parked_bytes,
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.lock().busy >= self.slots
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<C>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<C: 'static> Dispatch<C> {
+    /// Notes that this thread is an event loop. Each callback begins with it.
+    pub(super) fn on_loop(self: &Arc<Self>) {
+        if KNOWN_TO.try_with(Cell::get) != Ok(self.id) {
+            self.meet();
+        }
+    }
+
+    #[cold]
+    fn meet(self: &Arc<Self>) {
+        let me: Weak<Self> = Arc::downgrade(self);
+        let set = END.try_with(|end| {
+            let before = end.borrow_mut().replace(LoopEnd(me));
+            // A thread that goes from one session to another ended no loop of this one.
+            if let Some(before) = before {
+                mem::forget(before);
+            }
+        });
+        if set.is_ok() {
+            let _ = KNOWN_TO.try_with(|known| known.set(self.id));
+            self.lock().loops += 1;
+        }
+    }
+}
+
+impl<C> Loops for Dispatch<C> {
+    fn ended(&self) {
+        self.lock().loop_ended = true;
+        self.standby.notify_all();
+        self.watch.notify_all();
+    }
+}
+
+impl<C> fmt::Debug for Dispatch<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dispatch")
+            .field("slots", &self.slots)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<C> State<C> {
+    fn take(&mut self, slots: usize, running: Running) -> Option<Slot> {
+        if self.busy >= slots {
+            return None;
+        }
+        let at = match self.slots.iter().position(Option::is_none) {
+            Some(at) => at,
+            None => {
+                self.slots.push(None);
+                self.slots.len() - 1
+            }
+        };
+        self.busy += 1;
+        let slot = Slot(at);
+        self.begin(&slot, running);
+        Some(slot)
+    }
+
+    fn begin(&mut self, slot: &Slot, running: Running) {
+        self.begun = self.begun.wrapping_add(1);
+        if let Some(entry) = self.slots.get_mut(slot.0) {
+            *entry = Some(Running {
+                tid: process::tid(),
+                ..running
+            });
+        }
+    }
+
+    // There is one only when more event loops than slots were seen.
+    fn one_too_many(&self, slots: usize) -> bool {
+        self.loops > slots && !self.standing_by && !self.closed && !self.loop_ended
+    }
+}
+
+impl Drop for LoopEnd {
+    // Runs when the thread ends, before anyone can have joined it.
+    fn drop(&mut self) {
+        if let Some(dispatch) = self.0.upgrade() {
+            dispatch.ended();
+        }
+    }
+}
+
+/// What the reader that stands by has seen so far.
+#[derive(Debug, Default)]
+struct Looks {
+    full: u32,
+    idle: u32,
+    begun: u64,
+    finished: u64,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Look {
+    Read,
+    Doze,
+    Again,
+}
+
+impl Looks {
+    fn look(&mut self, full: bool, begun: u64, finished: u64) -> Look {
+        let none_ended = self.finished == finished;
+        let none_begun = self.begun == begun;
+        (self.begun, self.finished) = (begun, finished);
+        if full {
+            self.idle = 0;
+            self.full += 1;
+            let stuck = self.full > 1 && none_ended;
+            return if stuck || self.full >= FULL_LOOKS {
+                Look::Read
+            } else {
+                Look::Again
+            };
+        }
+        self.full = 0;
+        self.idle = if none_begun { self.idle + 1 } else { 0 };
+        if self.idle >= IDLE_LOOKS {
+            Look::Doze
+        } else {
+            Look::Again
+        }
+    }
+}
+
+fn wait<'a, T>(
+    condvar: &Condvar,
+    guard: MutexGuard<'a, T>,
+    at_most: Option<Duration>,
+) -> MutexGuard<'a, T> {
+    match at_most {
+        Some(time) => {
+            let waited = condvar.wait_timeout(guard, time);
+            waited.unwrap_or_else(PoisonError::into_inner).0
+        }
+        None => condvar.wait(guard).unwrap_or_else(PoisonError::into_inner),
+    }
+}

@@ -1,0 +1,435 @@
+//! A wrapper around any `fuser::Filesystem`: each request is an op, and `cat mnt/.diag` says what is stuck.
+//!
+//! [`mount`] and [`spawn_mount`] take the place of fuser's. They start one event loop more than
+//! `Config::n_threads` says; it stands by, and reads when all others are busy, so that `.diag` is
+//! answered whatever is stuck. The file system is not changed, and still runs at most as many
+//! operations at once as `n_threads` allows (fuser's default is one).
+//!
+//! ```no_run
+//! use inflight::{Tracker, fuse, fuse::fuser};
+//!
+//! struct Empty;
+//!
+//! impl fuser::Filesystem for Empty {}
+//!
+//! let tracker = Tracker::new("empty-fs");
+//! fuse::mount(Empty, "/mnt/empty", &fuser::Config::default(), &tracker)?;
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! An op ends when its last handle drops. The callback holds one; a file system that answers later,
+//! from a task or another thread, has that hold another:
+//! [`in_current_op`](crate::FutureExt::in_current_op) on the future, or
+//! [`Op::current`](crate::Op::current) moved along. fuser's replies cannot be seen from outside, so no
+//! outcome is known but what [`fail`](crate::fail) said.
+//!
+//! A panic in the file system is answered with EIO and the event loop lives on, where bare fuser would
+//! lose it.
+
+mod diag;
+mod dispatch;
+mod fs;
+mod shared;
+mod teardown;
+mod warm;
+
+use std::{
+    ffi::OsString,
+    fmt, io, mem,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+pub use fuser;
+use fuser::{BackgroundSession, Config, Filesystem, Notifier, Session};
+use rustix::process::{getgid, getuid};
+
+pub use self::fs::Tracked;
+use self::{
+    shared::{Shared, directory},
+    teardown::Place,
+    warm::Warmer,
+};
+use crate::tracker::Tracker;
+
+/// How long a mount may take to go, in all.
+const TEARDOWN: Duration = Duration::from_secs(5);
+
+/// How long mounting waits for the kernel to know `.diag`.
+const FIRST_WARM: Duration = Duration::from_millis(500);
+
+const WARM_AGAIN: Duration = Duration::from_secs(60);
+
+const WARM_RETRY: Duration = Duration::from_secs(2);
+
+const FINISH_POLL: Duration = Duration::from_millis(5);
+
+/// Settings of the wrapper.
+#[derive(Clone, Debug)]
+pub struct Options {
+    diag_name: OsString,
+    listed: bool,
+    mode: u16,
+    gid: Option<u32>,
+    parallel_dirops: bool,
+    slots: Option<usize>,
+}
+
+/// A mounted file system; dropped, it is unmounted.
+///
+/// Unmounting takes at most 5 s, whatever is stuck: requests that do not end by themselves are failed,
+/// then the mount is detached.
+#[must_use = "dropped at once, it is unmounted at once"]
+pub struct Mount {
+    session: Option<BackgroundSession>,
+    notifier: Notifier,
+    path: PathBuf,
+    place: Option<Place>,
+    control: Arc<dyn Control>,
+}
+
+// What the handle of a mount asks of it, whatever its file system.
+trait Control: Send + Sync {
+    fn close(&self);
+    fn is_gone(&self) -> bool;
+    fn wait_for_end(&self);
+    fn threads_left(&self) -> Vec<String>;
+}
+
+/// Mounts a file system, wrapped, and serves it until it is unmounted.
+///
+/// # Errors
+///
+/// If it could not be mounted, and what fuser says when the session ends.
+pub fn mount<F: Filesystem>(
+    file_system: F,
+    dir: impl AsRef<Path>,
+    config: &Config,
+    tracker: &Tracker,
+) -> io::Result<()> {
+    mount_with(file_system, dir, config, tracker, Options::new())
+}
+
+/// [`mount`] with settings.
+///
+/// # Errors
+///
+/// As [`mount`].
+pub fn mount_with<F: Filesystem>(
+    file_system: F,
+    dir: impl AsRef<Path>,
+    config: &Config,
+    tracker: &Tracker,
+    options: Options,
+) -> io::Result<()> {
+    spawn_mount_with(file_system, dir, config, tracker, options)?.join()
+}
+
+/// Mounts a file system, wrapped, and serves it in the background.
+///
+/// # Errors
+///
+/// If it could not be mounted.
+pub fn spawn_mount<F: Filesystem>(
+    file_system: F,
+    dir: impl AsRef<Path>,
+    config: &Config,
+    tracker: &Tracker,
+) -> io::Result<Mount> {
+    spawn_mount_with(file_system, dir, config, tracker, Options::new())
+}
+
+/// [`spawn_mount`] with settings.
+///
+/// # Errors
+///
+/// As [`spawn_mount`].
+pub fn spawn_mount_with<F: Filesystem>(
+    file_system: F,
+    dir: impl AsRef<Path>,
+    config: &Config,
+    tracker: &Tracker,
+    options: Options,
+) -> io::Result<Mount> {
+    // All that must be asked of the path is asked while nothing of ours is mounted there.
+    let path = dir.as_ref().canonicalize()?;
+    let mode = std::os::unix::fs::MetadataExt::mode(&path.metadata()?);
+    let slots = config.n_threads.unwrap_or(1);
+    if slots == 0 {
+        let none = "n_threads is 0: no thread would serve the mount";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, none));
+    }
+    let mut config = config.clone();
+    config.n_threads = Some(slots + 1);
+
+    let shared = Shared::new(tracker, &path, slots, &options);
+    shared.learn_root(directory(mode, getuid().as_raw(), getgid().as_raw()));
+    let tracked = Tracked::with(file_system, Arc::clone(&shared));
+    let session = Session::new(tracked, &path, &config)?;
+    let place = Place::find(&path);
+    if let Some(place) = &place {
+        let _only_once = shared.connection.set(place.connection());
+    }
+    shared.set_device(session.as_fd().try_clone_to_owned()?);
+    shared.diag.start_reporter()?;
+    let session = session.spawn()?;
+    let mount = Mount {
+        notifier: session.notifier(),
+        session: Some(session),
+        path: path.clone(),
+        place,
+        control: Arc::clone(&shared) as Arc<dyn Control>,
+    };
+    let (warmed, is_warmed) = mpsc::channel();
+    let warmer = Warmer::new(&path, shared.diag.names());
+    shared.has_watch();
+    thread::Builder::new()
+        .name("inflight-mount".to_owned())
+        .spawn(move || look_after(&shared, warmer, &warmed))?;
+    let _too_slow = is_warmed.recv_timeout(FIRST_WARM);
+    Ok(mount)
+}
+
+impl Options {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            diag_name: ".diag".into(),
+            listed: false,
+            mode: 0o400,
+            gid: None,
+            parallel_dirops: false,
+            slots: None,
+        }
+    }
+
+    /// Names the file in the root that shows the report; the same with `.json` behind it shows it as
+    /// JSON. Default: `.diag`.
+    #[must_use]
+    pub fn diag_name(mut self, name: impl Into<OsString>) -> Self {
+        self.diag_name = name.into();
+        self
+    }
+
+    /// Shows the two files in listings of the root, too. Default: false, since what is listed is read by
+    /// backups and searches.
+    #[must_use]
+    pub fn listed(mut self, listed: bool) -> Self {
+        self.listed = listed;
+        self
+    }
+
+    /// Sets who may read: the first digit is for the daemon's user and whoever mounted, the second for
+    /// the group, the third for all. Only the read bits count. Default: `0o400`; root may always.
+    #[must_use]
+    pub fn mode(mut self, mode: u16) -> Self {
+        self.mode = mode & 0o444;
+        self
+    }
+
+    /// Sets the group that the second digit of [`mode`](Self::mode) is for. Default: the daemon's.
+    #[must_use]
+    pub fn gid(mut self, gid: u32) -> Self {
+        self.gid = Some(gid);
+        self
+    }
+
+    /// Asks the kernel for lookups and listings of one directory in parallel, which a file system with
+    /// several threads must be ready for. Default: only with one slot, where it cannot tell.
+    #[must_use]
+    pub fn parallel_dirops(mut self, parallel: bool) -> Self {
+        self.parallel_dirops = parallel;
+        self
+    }
+
+    /// Sets how many operations run at once in a [`Tracked`] that is mounted by hand. Its
+    /// `Config::n_threads` must then be one more, or `.diag` waits with the rest. Default: no limit.
+    ///
+    /// [`mount`] and its kin take it from `Config::n_threads` instead.
+    #[must_use]
+    pub fn slots(mut self, slots: usize) -> Self {
+        self.slots = Some(slots);
+        self
+    }
+
+    fn look(&self) -> diag::Look {
+        diag::Look {
+            name: self.diag_name.clone(),
+            listed: self.listed,
+            mode: self.mode,
+            gid: self.gid,
+        }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<F: Filesystem> Tracked<F> {
+    /// Wraps a file system, to be mounted by hand.
+    pub fn new(file_system: F, tracker: &Tracker, options: Options) -> Self {
+        let slots = options.slots.unwrap_or(usize::MAX);
+        let shared = Shared::new(tracker, Path::new(""), slots, &options);
+        Self::with(file_system, shared)
+    }
+}
+
+impl Mount {
+    /// Returns an object that sends notifications to the kernel.
+    #[must_use]
+    pub fn notifier(&self) -> Notifier {
+        self.notifier.clone()
+    }
+
+    /// Returns where it is mounted, without links.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the number of its FUSE connection, as under /sys/fs/fuse/connections.
+    #[must_use]
+    pub fn connection(&self) -> Option<u64> {
+        self.place.as_ref().map(Place::connection)
+    }
+
+    /// Waits until it is unmounted by others, and then at most 5 s for its threads.
+    ///
+    /// # Errors
+    ///
+    /// What fuser says at the end of the session, or which thread is left.
+    pub fn join(mut self) -> io::Result<()> {
+        self.control.wait_for_end();
+        while !self.is_finished() && !self.control.is_gone() {
+            thread::sleep(FINISH_POLL);
+        }
+        self.tear_down()
+    }
+
+    /// Unmounts and waits for its threads, 5 s in all: gently at first, then failing all requests,
+    /// then detaching.
+    ///
+    /// # Errors
+    ///
+    /// Why it is still mounted, what fuser says at the end of the session, or which thread is left.
+    pub fn umount_and_join(mut self) -> io::Result<()> {
+        self.tear_down()
+    }
+
+    fn is_finished(&self) -> bool {
+        let session = self.session.as_ref();
+        session.is_none_or(|session| session.guard.is_finished())
+    }
+
+    fn tear_down(&mut self) -> io::Result<()> {
+        let deadline = Instant::now() + TEARDOWN;
+        let unmounted = match &self.place {
+            Some(place) => place.unmount(deadline),
+            None => Ok(()),
+        };
+        self.control.close();
+        while !self.is_finished() && Instant::now() < deadline {
+            thread::sleep(FINISH_POLL);
+        }
+        let finished = self.is_finished();
+        let Some(session) = self.session.take() else {
+            return Ok(());
+        };
+        let left = self.control.threads_left();
+        // Dropped, it would unmount whatever is at the path now.
+        let touchable = self
+            .place
+            .as_ref()
+            .is_none_or(|place| !place.is_there() && !place.is_strangers());
+        let result = if !touchable {
+            mem::forget(session);
+            Ok(())
+        } else if finished {
+            session.join()
+        } else {
+            drop(session);
+            Ok(())
+        };
+        unmounted?;
+        if finished {
+            return result;
+        }
+        let left = match left.is_empty() {
+            true => "a thread of the session".to_owned(),
+            false => left.join(", "),
+        };
+        let why = format!("unmounted, but after 5 s there is left: {left}");
+        Err(io::Error::new(io::ErrorKind::TimedOut, why))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if self.session.is_some() {
+            let _nobody_to_tell = self.tear_down();
+        }
+    }
+}
+
+impl fmt::Debug for Mount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mount")
+            .field("path", &self.path)
+            .field("place", &self.place)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<F: Send + Sync + 'static> Control for Shared<F> {
+    fn close(&self) {
+        Self::close(self);
+    }
+
+    fn is_gone(&self) -> bool {
+        Self::is_gone(self)
+    }
+
+    fn wait_for_end(&self) {
+        self.dispatch.wait_for_end();
+    }
+
+    fn threads_left(&self) -> Vec<String> {
+        let running = self.dispatch.view().running;
+        let describe = |running: dispatch::Running| {
+            format!("thread {}, which runs {}", running.tid, running.name)
+        };
+        running.into_iter().map(describe).collect()
+    }
+}
+
+// The thread that belongs to one mount.
+fn look_after<F: Filesystem>(shared: &Shared<F>, mut warmer: Warmer, warmed: &mpsc::Sender<()>) {
+    let mut next = Instant::now();
+    while !shared.dispatch.is_closed() {
+        let now = Instant::now();
+        if now >= next {
+            let result = warmer.warm();
+            if let Some(root) = warmer.root() {
+                shared.learn_root(root);
+            }
+            next = now
+                + if result.is_ok() {
+                    WARM_AGAIN
+                } else {
+                    WARM_RETRY
+                };
+            shared.note(result.err().map(|why| {
+                format!("{why}: this file may be out of reach while a directory operation hangs")
+            }));
+            let _nobody_waits = warmed.send(());
+        }
+        shared.look_after_parked(next.saturating_duration_since(Instant::now()));
+    }
+}

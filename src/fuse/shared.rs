@@ -1,0 +1,372 @@
+//! What the wrapper, its helper threads and the handle of one mount share.
+
+use std::{
+    collections::HashSet,
+    ffi::OsStr,
+    fmt, fs, io,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use fuser::{Errno, FileAttr, FileType, INodeNo, ReplyAttr, Request};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{
+    Options,
+    diag::{Diag, File},
+    dispatch::Dispatch,
+};
+use crate::{
+    clock::Stamp,
+    live::Source,
+    op::Op,
+    record::{Detail, Record, Target},
+    snapshot::{Kind, Mount, On, Snapshot},
+    text,
+    tracker::{Parent, Start, Tracker},
+};
+
+/// A GETATTR of the root that takes longer than this is not joined by a second one.
+const ROOT_PATIENCE: Duration = Duration::from_millis(10);
+
+/// While something is parked, its callers are looked after this often.
+const WATCH: Duration = Duration::from_millis(500);
+
+/// Bytes of a name that an op keeps.
+const MAX_ENTRY: usize = 255;
+
+pub(super) struct Shared<F> {
+    pub(super) tracker: Tracker,
+    pub(super) dispatch: Arc<Dispatch<F>>,
+    pub(super) diag: Diag,
+    pub(super) place: Arc<str>,
+    pub(super) connection: OnceLock<u64>,
+    /// For the forgets that could not be delivered at once: the kernel says nothing in it.
+    pub(super) forget_request: OnceLock<Request>,
+    parallel_dirops: bool,
+    /// The process that has a thread which looks after the parked.
+    watch_of: AtomicU32,
+    root: Mutex<Root>,
+    /// A duplicate of the session's /dev/fuse, only to ask whether the connection is there.
+    device: Mutex<Option<OwnedFd>>,
+    notes: Mutex<Vec<String>>,
+    ended: AtomicBool,
+}
+
+#[derive(Default)]
+struct Root {
+    /// What is said of it when the inner file system cannot be asked.
+    known: Option<FileAttr>,
+    asked: Option<(Arc<Record>, Stamp)>,
+}
+
+impl<F: Send + Sync + 'static> Shared<F> {
+    /// `path` is empty when it is not known, and `slots` is unlimited when it is not said.
+    pub(super) fn new(
+        tracker: &Tracker,
+        path: &Path,
+        slots: usize,
+        options: &Options,
+    ) -> Arc<Self> {
+        let shared = Arc::new(Self {
+            tracker: tracker.clone(),
+            dispatch: Dispatch::new(slots),
+            diag: Diag::new(options.look(), tracker),
+            place: text::from_bytes(path.as_os_str().as_bytes(), 4096).into(),
+            connection: OnceLock::new(),
+            forget_request: OnceLock::new(),
+            parallel_dirops: options.parallel_dirops,
+            watch_of: AtomicU32::new(0),
+            root: Mutex::new(Root::default()),
+            device: Mutex::new(None),
+            notes: Mutex::new(Vec::new()),
+            ended: AtomicBool::new(false),
+        });
+        tracker.add_source(&shared);
+        shared
+    }
+
+    pub(super) fn wants_parallel_dirops(&self) -> bool {
+        self.parallel_dirops || self.dispatch.slots() == 1
+    }
+
+    /// Begins the op of one request.
+    pub(super) fn begin(
+        &self,
+        name: &'static str,
+        request: &Request,
+        inode: INodeNo,
+        entry: Option<&OsStr>,
+    ) -> Op {
+        let target = match entry {
+            Some(entry) if inode == INodeNo::ROOT => {
+                let entry = text::from_bytes(entry.as_bytes(), MAX_ENTRY);
+                Target::Text(format!("/{entry}").into())
+            }
+            Some(entry) => {
+                let entry = text::from_bytes(entry.as_bytes(), MAX_ENTRY);
+                Target::Text(format!("inode {}/{entry}", inode.0).into())
+            }
+            None if inode == INodeNo::ROOT => Target::Text("/".into()),
+            None => Target::Unknown,
+        };
+        let op = self.tracker.start(Start {
+            kind: Kind::Fuse,
+            name: name.into(),
+            target,
+            detail: Detail::Fuse {
+                unique: request.unique().0,
+                inode: inode.0,
+                tid: request.pid(),
+                uid: request.uid(),
+                mount: Arc::clone(&self.place),
+            },
+            parent: Parent::Root,
+        });
+        if inode == INodeNo::ROOT && name == "getattr" {
+            let record = op.record().map(|record| (Arc::clone(record), Stamp::now()));
+            lock(&self.root).asked = record;
+        }
+        op
+    }
+
+    /// Whether a GETATTR of the root would only wait: then path walks, that of `.diag` too, wait with it.
+    pub(super) fn root_is_answered_from_memory(&self) -> bool {
+        let root = lock(&self.root);
+        if root.known.is_none() {
+            return false;
+        }
+        let hangs = root.asked.as_ref().is_some_and(|(record, since)| {
+            !record.has_ended() && Stamp::now().since(*since) > ROOT_PATIENCE
+        });
+        drop(root);
+        hangs || self.dispatch.is_full()
+    }
+
+    /// Answers without the inner file system.
+    pub(super) fn getattr(&self, inode: INodeNo, reply: ReplyAttr) {
+        if File::of(inode).is_some() {
+            return self.diag.getattr(inode, reply);
+        }
+        let known = lock(&self.root).known;
+        match known {
+            Some(attr) => reply.attr(&Duration::ZERO, &attr),
+            None => reply.error(Errno::EIO),
+        }
+    }
+
+    /// Learns what the root is like.
+    pub(super) fn learn_root(&self, attr: FileAttr) {
+        lock(&self.root).known = Some(attr);
+    }
+
+    pub(super) fn set_device(&self, device: OwnedFd) {
+        *lock(&self.device) = Some(device);
+    }
+
+    /// Whether nobody is left to answer.
+    pub(super) fn is_gone(&self) -> bool {
+        match &*lock(&self.device) {
+            Some(device) => has_failed(device),
+            None => self.dispatch.has_loop_ended() || self.dispatch.is_closed(),
+        }
+    }
+
+    pub(super) fn note(&self, note: Option<String>) {
+        *lock(&self.notes) = note.into_iter().collect();
+    }
+
+    /// Starts the thread that looks after parked ops, unless this process has it. A mount made by
+    /// [`mount`](super::mount) has a better one.
+    pub(super) fn start_watch(self: &Arc<Self>) {
+        let pid = std::process::id();
+        if self.watch_of.swap(pid, Relaxed) == pid {
+            return;
+        }
+        let shared = Arc::clone(self);
+        let watch = move || {
+            while !shared.dispatch.is_closed() {
+                shared.look_after_parked(WATCH);
+            }
+        };
+        // Without it killed callers wait for a slot like the others.
+        let _none = thread::Builder::new()
+            .name("inflight-mount".to_owned())
+            .spawn(watch);
+    }
+
+    pub(super) fn has_watch(&self) {
+        self.watch_of.store(std::process::id(), Relaxed);
+    }
+
+    /// One round of looking after the parked: sleeps until there are some, or so long.
+    pub(super) fn look_after_parked(&self, at_most: Duration) {
+        let (parked, loop_ended) = self.dispatch.wait_for_parked(at_most);
+        if !parked && !loop_ended {
+            return;
+        }
+        if self.is_gone() {
+            return self.close();
+        }
+        for op in self.dispatch.take_killed(is_killed) {
+            op.interrupt();
+        }
+        self.dispatch.wait_for_close(WATCH.min(at_most));
+    }
+}
+
+impl<F> Shared<F> {
+    /// Ends it: what is parked is dropped unrun, and the reader that stands by goes.
+    pub(super) fn close(&self) {
+        self.ended.store(true, Relaxed);
+        // Held any longer, it would keep the connection of a session that is over.
+        let device = lock(&self.device).take();
+        drop(device);
+        for op in self.dispatch.close() {
+            op.refuse();
+        }
+    }
+
+    // Requests come and go while it is read: of several readings the one that agrees best counts,
+    // so that a difference is shown only if it stands in all of them.
+    fn kernel_waiting(&self, tracked: u64) -> Option<u64> {
+        let mut best: Option<u64> = None;
+        for reading in 0..5 {
+            if reading > 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            let waiting = kernel_waiting(*self.connection.get()?)?;
+            // Those who wait for this very report.
+            let waiting = waiting.saturating_sub(self.diag.pending());
+            if best.is_none_or(|best| waiting.abs_diff(tracked) < best.abs_diff(tracked)) {
+                best = Some(waiting);
+            }
+            if best == Some(tracked) {
+                break;
+            }
+        }
+        best
+    }
+}
+
+impl<F: Send + Sync + 'static> Source for Shared<F> {
+    fn describe(&self, snapshot: &mut Snapshot, _now: Stamp) {
+        let view = self.dispatch.view();
+        let parked: HashSet<_> = view.parked.iter().copied().collect();
+        let running: Vec<_> = view
+            .running
+            .iter()
+            .filter_map(|running| running.op)
+            .collect();
+        let mut tracked = 0;
+        for op in &mut snapshot.ops {
+            if op.fuse.is_none() {
+                continue;
+            }
+            tracked += u64::from(
+                op.fuse
+                    .as_ref()
+                    .is_some_and(|fuse| *fuse.mount == *self.place),
+            );
+            if let Some(wait) = &mut op.phase.wait
+                && wait.on == On::Queue
+                && parked.contains(&op.id)
+            {
+                wait.all = running.len() == 1 && wait.others == 0;
+                wait.ops = running.clone();
+            }
+        }
+        if self.ended.load(Relaxed) && tracked == 0 {
+            return;
+        }
+        snapshot.mounts.push(Mount {
+            path: text::visible(&self.place),
+            connection: self.connection.get().copied(),
+            kernel_waiting: self.kernel_waiting(tracked),
+            tracked,
+            queued: view.parked_count as u64,
+            queued_bytes: view.parked_bytes as u64,
+            slots: if self.dispatch.slots() == usize::MAX {
+                0
+            } else {
+                self.dispatch.slots() as u64
+            },
+            notes: lock(&self.notes).clone(),
+        });
+    }
+}
+
+impl<F> fmt::Debug for Shared<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("place", &self.place)
+            .field("dispatch", &self.dispatch)
+            .field("diag", &self.diag)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a directory is taken for until more is known of it.
+pub(super) fn directory(mode: u32, uid: u32, gid: u32) -> FileAttr {
+    let now = SystemTime::now();
+    FileAttr {
+        ino: INodeNo::ROOT,
+        size: 0,
+        blocks: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        crtime: now,
+        kind: FileType::Directory,
+        perm: (mode & 0o7777) as u16,
+        nlink: 2,
+        uid,
+        gid,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+// An aborted or unmounted connection answers poll(2) with POLLERR.
+fn has_failed(device: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(device, PollFlags::empty())];
+    let polled = poll(&mut fds, Some(&Timespec::default()));
+    polled.is_ok() && fds[0].revents().contains(PollFlags::ERR)
+}
+
+/// The kernel's own count of requests without an answer.
+fn kernel_waiting(connection: u64) -> Option<u64> {
+    let path = format!("/sys/fs/fuse/connections/{connection}/waiting");
+    let text: io::Result<String> = fs::read_to_string(path);
+    text.ok()?.trim().parse().ok()
+}
+
+// proc_pid_status(5): SIGKILL is signal 9, bit 8. A thread that is gone waits for nothing.
+fn is_killed(tid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    has_sigkill(&status)
+}
+
+fn has_sigkill(status: &str) -> bool {
+    let pending = |line: &str| {
+        let mask = line
+            .strip_prefix("SigPnd:")
+            .or_else(|| line.strip_prefix("ShdPnd:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    };
+    status
+        .lines()
+        .filter_map(pending)
+        .any(|mask| mask & (1 << 8) != 0)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,230 @@
+//! Unmounts in bounded time, and only what is ours.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    io::Errno,
+    mount::{UnmountFlags, unmount},
+};
+
+/// Ops get this long to end by themselves before they are failed.
+const GRACE: Duration = Duration::from_millis(500);
+
+const RETRY: Duration = Duration::from_millis(10);
+
+/// A line of /proc/self/mountinfo that is about FUSE, which no other line is at the same time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    path: PathBuf,
+    mount_id: u64,
+    /// Major and minor; the minor is the number of the connection.
+    device: (u32, u32),
+}
+
+impl Place {
+    /// Finds what is mounted at `path`, if it is a FUSE file system.
+    pub(super) fn find(path: &Path) -> Option<Self> {
+        let lines = fs::read("/proc/self/mountinfo").ok()?;
+        topmost(&lines, path).flatten()
+    }
+
+    pub(super) fn connection(&self) -> u64 {
+        u64::from(self.device.1)
+    }
+
+    /// Whether it is this mount that is seen at its path.
+    pub(super) fn is_there(&self) -> bool {
+        Self::find(&self.path).as_ref() == Some(self)
+    }
+
+    /// Whether it is another one.
+    pub(super) fn is_strangers(&self) -> bool {
+        let Ok(lines) = fs::read("/proc/self/mountinfo") else {
+            return true;
+        };
+        match topmost(&lines, &self.path) {
+            None => false,
+            Some(top) => top.as_ref() != Some(self),
+        }
+    }
+
+    /// Unmounts: gently, then after failing its requests, then by detaching it.
+    ///
+    /// # Errors
+    ///
+    /// What the last try said, when the mount is still there at the deadline.
+    pub(super) fn unmount(&self, deadline: Instant) -> io::Result<()> {
+        let began = Instant::now();
+        let mut aborted = false;
+        let mut result = Ok(());
+        while self.is_there() {
+            let now = Instant::now();
+            let detach = now + (deadline - began) / 4 >= deadline;
+            if now >= deadline {
+                return result;
+            }
+            if !aborted && (now >= began + GRACE || detach) {
+                aborted = true;
+                self.abort(deadline);
+            }
+            let flags = if detach {
+                UnmountFlags::DETACH
+            } else {
+                UnmountFlags::empty()
+            };
+            result = self.unmount_once(flags, deadline);
+            if result.is_err() {
+                thread::sleep(RETRY);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails all requests of the connection, which frees their callers.
+    pub(super) fn abort(&self, deadline: Instant) {
+        let control = format!("/sys/fs/fuse/connections/{}/abort", self.connection());
+        if fs::write(control, "1").is_err() && self.is_there() {
+            let _busy = self.unmount_once(UnmountFlags::FORCE, deadline);
+        }
+    }
+
+    // The kernel may write pages back first, and wait for the file system in that.
+    fn unmount_once(&self, flags: UnmountFlags, deadline: Instant) -> io::Result<()> {
+        let path = self.path.clone();
+        let done = within(deadline, GRACE, move || unmount(&path, flags));
+        match done {
+            Some(Ok(())) => Ok(()),
+            Some(Err(Errno::PERM)) => self.fusermount(flags, deadline),
+            Some(Err(error)) => Err(error.into()),
+            None => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    // Without privileges, the helper of the package fuse3 does it.
+    fn fusermount(&self, flags: UnmountFlags, deadline: Instant) -> io::Result<()> {
+        let mut command = Command::new("fusermount3");
+        command.args(["-u", "-q"]);
+        if flags.contains(UnmountFlags::DETACH) {
+            command.arg("-z");
+        }
+        command.arg("--").arg(&self.path);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let mut child = command.stderr(Stdio::null()).spawn()?;
+        loop {
+            match child.try_wait() {
+                Ok(Some(status)) if status.success() => return Ok(()),
+                Ok(Some(_)) => return Err(io::ErrorKind::ResourceBusy.into()),
+                Ok(None) if Instant::now() < deadline => thread::sleep(RETRY),
+                Ok(None) => return Err(io::ErrorKind::TimedOut.into()),
+                // Somebody else reaps the children of this process: mountinfo tells.
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Runs `f` on a thread of its own; `None` if it takes longer than `most` or up to the deadline.
+fn within<T: Send + 'static>(
+    deadline: Instant,
+    most: Duration,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (done, is_done) = mpsc::channel();
+    let thread = thread::Builder::new().name("inflight-umount".to_owned());
+    let spawned = thread.spawn(move || {
+        let _nobody_waits = done.send(f());
+    });
+    spawned.ok()?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    is_done.recv_timeout(left.min(most)).ok()
+}
+
+// proc_pid_mountinfo(5). The last line at a path is what is seen there: `Some(None)` if it is no FUSE
+// file system, `None` if nothing is mounted there.
+fn topmost(lines: &[u8], path: &Path) -> Option<Option<Place>> {
+    let mut at_path = lines.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let mount_id = number(fields.next()?)?;
+        let device = fields.nth(1)?;
+        let at = unescape(fields.nth(1)?);
+        let mut rest = fields.skip_while(|field| *field != b"-");
+        let kind = rest.nth(1)?;
+        (at == path.as_os_str()).then(|| {
+            let (major, minor) = std::str::from_utf8(device).ok()?.split_once(':')?;
+            (kind == b"fuse" || kind == b"fuseblk" || kind.starts_with(b"fuse.")).then_some(())?;
+            Some(Place {
+                path: path.to_owned(),
+                mount_id,
+                device: (major.parse().ok()?, minor.parse().ok()?),
+            })
+        })
+    });
+    at_path.next_back()
+}
+
+fn number(field: &[u8]) -> Option<u64> {
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
+// Blanks and backslashes are written as three octal digits.
+fn unescape(field: &[u8]) -> OsString {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = (first == b'\\')
+            .then(|| tail.get(..3))
+            .flatten()
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match octal {
+            Some(byte) => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(first);
+                rest = tail;
+            }
+        }
+    }
+    OsString::from_vec(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{Place, topmost};
+
+    const LINES: &[u8] = b"\
+36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw
+40 36 0:41 / /mnt/a\\040b rw - fuse /dev/fuse rw,user_id=0
+41 36 0:42 / /mnt/two rw shared:3 - fuse.sshfs host: rw
+42 41 0:43 / /mnt/two rw - tmpfs none rw
+";
+
+    #[test]
+    fn what_is_seen_at_a_path_is_the_last_line_about_it() {
+        let place = |path| topmost(LINES, Path::new(path));
+
+        assert_eq!(
+            place("/mnt/a b"),
+            Some(Some(Place {
+                path: "/mnt/a b".into(),
+                mount_id: 40,
+                device: (0, 41),
+            }))
+        );
+        assert_eq!(place("/mnt/two"), Some(None));
+        assert_eq!(place("/mnt/three"), None);
+    }
+}
