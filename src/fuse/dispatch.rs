@@ -17,6 +17,9 @@ use crate::{
     process,
 };
 
+/// A GETATTR of the root waits so long for the one before it, and is then answered from memory.
+pub(super) const ROOT_PATIENCE: Duration = Duration::from_millis(10);
+
 /// Between two looks of the reader that stands by.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -25,6 +28,14 @@ const FULL_LOOKS: u32 = 100;
 
 // After as many looks that find nothing begun, the reader sleeps until an op begins.
 const IDLE_LOOKS: u32 = 100;
+
+/// Delivering forgets takes a slot like an op.
+const FORGET: Running = Running {
+    name: "forget",
+    op: None,
+    tid: 0,
+    root: false,
+};
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
@@ -83,6 +94,20 @@ pub(super) enum Fate<'a, C> {
     Interrupted,
     /// The connection is gone.
     Gone,
+    /// The one before it, which it was not to run beside, takes too long.
+    Aside,
+}
+
+/// What whoever looks after the parked ops has to do.
+pub(super) enum Duty<C> {
+    /// Nothing, until the time is over.
+    None,
+    /// To ask whether the callers of parked ops live, and whether the connection does.
+    Check,
+    /// To set these aside.
+    Late(Vec<Parked<C>>),
+    /// To go.
+    Closed,
 }
 
 /// What is known of the op in a slot.
@@ -92,6 +117,8 @@ pub(super) struct Running {
     pub(super) op: Option<OpId>,
     /// The thread it runs on; 0 while parked.
     pub(super) tid: u32,
+    /// Of these only one runs at a time.
+    pub(super) root: bool,
 }
 
 /// The state at one moment, for reports.
@@ -108,6 +135,8 @@ struct State<C> {
     busy: usize,
     parked: VecDeque<Parked<C>>,
     parked_bytes: usize,
+    // While one that is the only one of its kind runs, the next ones, and until when.
+    behind: VecDeque<(Instant, Parked<C>)>,
     forgets: HashMap<u64, u64>,
     begun: u64,
     finished: u64,
@@ -133,6 +162,7 @@ impl Running {
             name,
             op: op.id(),
             tid: 0,
+            root: false,
         }
     }
 }
@@ -173,6 +203,7 @@ impl<C> Dispatch<C> {
                 busy: 0,
                 parked: VecDeque::new(),
                 parked_bytes: 0,
+                behind: VecDeque::new(),
                 forgets: HashMap::new(),
                 begun: 0,
                 finished: 0,
@@ -213,6 +244,13 @@ impl<C> Dispatch<C> {
         if state.closed {
             return Some((None, op));
         }
+        if op.running.root && state.busy < self.slots {
+            let until = Instant::now() + ROOT_PATIENCE;
+            state.behind.push_back((until, op));
+            drop(state);
+            self.watch.notify_all();
+            return None;
+        }
         state.parked_bytes += op.bytes;
         state.parked.push_back(op);
         let first = state.parked.len() == 1;
@@ -226,12 +264,7 @@ impl<C> Dispatch<C> {
     /// Keeps a forget for the next thread that frees a slot; gives a slot to deliver it if one is free.
     pub(super) fn forget(&self, inode: u64, lookups: u64) -> Option<Slot> {
         let mut state = self.lock();
-        let running = Running {
-            name: "forget",
-            op: None,
-            tid: 0,
-        };
-        let Some(slot) = state.take(self.slots, running) else {
+        let Some(slot) = state.take(self.slots, FORGET) else {
             let sum = state.forgets.entry(inode).or_insert(0);
             *sum = sum.saturating_add(lookups);
             return None;
@@ -250,23 +283,20 @@ impl<C> Dispatch<C> {
         state.finished = state.finished.wrapping_add(1);
         if !state.forgets.is_empty() {
             let forgets = mem::take(&mut state.forgets);
-            state.begin(
-                &slot,
-                Running {
-                    name: "forget",
-                    op: None,
-                    tid: process::tid(),
-                },
-            );
+            state.begin(&slot, FORGET);
             return Next::Forgets(slot, forgets);
+        }
+        state.clear(&slot);
+        if !state.runs_root()
+            && let Some((_, op)) = state.behind.pop_front()
+        {
+            state.begin(&slot, op.running);
+            return Next::Run(slot, op);
         }
         if let Some(op) = state.parked.pop_front() {
             state.parked_bytes -= op.bytes;
             state.begin(&slot, op.running);
             return Next::Run(slot, op);
-        }
-        if let Some(entry) = state.slots.get_mut(slot.0) {
-            *entry = None;
         }
         state.busy -= 1;
         if state.one_too_many(self.slots) {
@@ -337,12 +367,14 @@ impl<C> Dispatch<C> {
     }
 
     /// Ends it: nothing is parked any more, and nobody stands by. Gives what was parked.
-    pub(super) fn close(&self) -> VecDeque<Parked<C>> {
+    pub(super) fn close(&self) -> Vec<Parked<C>> {
         let mut state = self.lock();
         state.closed = true;
         state.parked_bytes = 0;
-        let parked = mem::take(&mut state.parked);
+        let behind = mem::take(&mut state.behind);
+        let mut parked = Vec::from(mem::take(&mut state.parked));
         drop(state);
+        parked.extend(behind.into_iter().map(|(_, op)| op));
         self.standby.notify_all();
         self.watch.notify_all();
         parked
@@ -365,35 +397,44 @@ impl<C> Dispatch<C> {
         self.lock().closed
     }
 
-    /// Sleeps until something is parked, an event loop ends, it is closed, or the time is over.
-    /// Says whether something is parked, and whether a loop has ended.
-    pub(super) fn wait_for_parked(&self, at_most: Duration) -> (bool, bool) {
-        let mut state = self.lock();
-        if state.parked.is_empty() && !state.loop_ended && !state.closed {
-            state = wait(&self.watch, state, Some(at_most));
-        }
-        (!state.parked.is_empty(), state.loop_ended)
-    }
-
-    /// Sleeps so long, or until it is closed.
-    pub(super) fn wait_for_close(&self, at_most: Duration) {
+    /// Sleeps until there is something to do for parked ops, or so long. A check is due at `check_at`.
+    pub(super) fn watch(&self, check_at: Instant, at_most: Duration) -> Duty<C> {
         let until = Instant::now() + at_most;
         let mut state = self.lock();
         loop {
-            let now = Instant::now();
-            if state.closed || now >= until {
-                return;
+            if state.closed {
+                return Duty::Closed;
             }
-            state = wait(&self.watch, state, Some(until - now));
+            let now = Instant::now();
+            let late = state.take_late(now);
+            if !late.is_empty() {
+                return Duty::Late(late);
+            }
+            let mut wake = until;
+            if !state.parked.is_empty() || state.loop_ended {
+                if now >= check_at {
+                    return Duty::Check;
+                }
+                wake = wake.min(check_at);
+            }
+            if now >= until {
+                return Duty::None;
+            }
+            if let Some((late, _)) = state.behind.front() {
+                wake = wake.min(*late);
+            }
+            state = wait(&self.watch, state, Some(wake - now));
         }
     }
 
     pub(super) fn view(&self) -> View {
         let state = self.lock();
+        let behind = state.behind.iter().map(|(_, op)| op);
+        let parked = state.parked.iter().chain(behind);
         View {
             running: state.slots.iter().flatten().copied().collect(),
-            parked: state.parked.iter().filter_map(|op| op.op.id()).collect(),
-            parked_count: state.parked.len(),
+            parked: parked.filter_map(|op| op.op.id()).collect(),
+            parked_count: state.parked.len() + state.behind.len(),
             parked_bytes: state.parked_bytes,
         }
     }
@@ -450,7 +491,7 @@ impl<C> fmt::Debug for Dispatch<C> {
 
 impl<C> State<C> {
     fn take(&mut self, slots: usize, running: Running) -> Option<Slot> {
-        if self.busy >= slots {
+        if self.busy >= slots || (running.root && self.runs_root()) {
             return None;
         }
         let at = match self.slots.iter().position(Option::is_none) {
@@ -474,6 +515,22 @@ impl<C> State<C> {
                 ..running
             });
         }
+    }
+
+    fn clear(&mut self, slot: &Slot) {
+        if let Some(entry) = self.slots.get_mut(slot.0) {
+            *entry = None;
+        }
+    }
+
+    fn runs_root(&self) -> bool {
+        self.slots.iter().flatten().any(|running| running.root)
+    }
+
+    fn take_late(&mut self, now: Instant) -> Vec<Parked<C>> {
+        let late = self.behind.iter().take_while(|(until, _)| *until <= now);
+        let late = late.count();
+        self.behind.drain(..late).map(|(_, op)| op).collect()
     }
 
     // There is one only when more event loops than slots were seen.

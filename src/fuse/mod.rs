@@ -412,6 +412,7 @@ impl<F: Send + Sync + 'static> Control for Shared<F> {
 // The thread that belongs to one mount.
 fn look_after<F: Filesystem>(shared: &Shared<F>, mut warmer: Warmer, warmed: &mpsc::Sender<()>) {
     let mut next = Instant::now();
+    let mut check_at = next;
     while !shared.dispatch.is_closed() {
         let now = Instant::now();
         if now >= next {
@@ -430,6 +431,7 @@ fn look_after<F: Filesystem>(shared: &Shared<F>, mut warmer: Warmer, warmed: &mp
             }));
             let _nobody_waits = warmed.send(());
         }
-        shared.look_after_parked(next.saturating_duration_since(Instant::now()));
+        let pause = next.saturating_duration_since(Instant::now());
+        shared.look_after_parked(&mut check_at, pause);
     }
 }

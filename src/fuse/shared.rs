@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use fuser::{Errno, FileAttr, FileType, INodeNo, ReplyAttr, Request};
@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{
     Options,
     diag::{Diag, File},
-    dispatch::Dispatch,
+    dispatch::{Dispatch, Duty, ROOT_PATIENCE},
 };
 use crate::{
     clock::Stamp,
@@ -32,11 +32,10 @@ use crate::{
     tracker::{Parent, Start, Tracker},
 };
 
-/// A GETATTR of the root that takes longer than this is not joined by a second one.
-const ROOT_PATIENCE: Duration = Duration::from_millis(10);
-
 /// While something is parked, its callers are looked after this often.
 const WATCH: Duration = Duration::from_millis(500);
+
+const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Bytes of a name that an op keeps.
 const MAX_ENTRY: usize = 255;
@@ -161,6 +160,11 @@ impl<F: Send + Sync + 'static> Shared<F> {
         }
     }
 
+    /// Whether GETATTRs of the root can be kept apart: they need an answer when they are.
+    pub(super) fn knows_root(&self) -> bool {
+        lock(&self.root).known.is_some()
+    }
+
     /// Learns what the root is like.
     pub(super) fn learn_root(&self, attr: FileAttr) {
         lock(&self.root).known = Some(attr);
@@ -186,13 +190,14 @@ impl<F: Send + Sync + 'static> Shared<F> {
     /// [`mount`](super::mount) has a better one.
     pub(super) fn start_watch(self: &Arc<Self>) {
         let pid = std::process::id();
-        if self.watch_of.swap(pid, Relaxed) == pid {
+        if self.watch_of.load(Relaxed) == pid || self.watch_of.swap(pid, Relaxed) == pid {
             return;
         }
         let shared = Arc::clone(self);
         let watch = move || {
+            let mut check_at = Instant::now();
             while !shared.dispatch.is_closed() {
-                shared.look_after_parked(WATCH);
+                shared.look_after_parked(&mut check_at, FOREVER);
             }
         };
         // Without it killed callers wait for a slot like the others.
@@ -205,19 +210,24 @@ impl<F: Send + Sync + 'static> Shared<F> {
         self.watch_of.store(std::process::id(), Relaxed);
     }
 
-    /// One round of looking after the parked: sleeps until there are some, or so long.
-    pub(super) fn look_after_parked(&self, at_most: Duration) {
-        let (parked, loop_ended) = self.dispatch.wait_for_parked(at_most);
-        if !parked && !loop_ended {
-            return;
+    /// Looks after parked ops for so long, or until it is closed. `check_at` is when their callers are
+    /// next asked for.
+    pub(super) fn look_after_parked(&self, check_at: &mut Instant, at_most: Duration) {
+        match self.dispatch.watch(*check_at, at_most) {
+            Duty::None | Duty::Closed => {}
+            Duty::Late(ops) => {
+                for op in ops {
+                    op.set_aside();
+                }
+            }
+            Duty::Check if self.is_gone() => self.close(),
+            Duty::Check => {
+                for op in self.dispatch.take_killed(is_killed) {
+                    op.interrupt();
+                }
+                *check_at = Instant::now() + WATCH;
+            }
         }
-        if self.is_gone() {
-            return self.close();
-        }
-        for op in self.dispatch.take_killed(is_killed) {
-            op.interrupt();
-        }
-        self.dispatch.wait_for_close(WATCH.min(at_most));
     }
 }
 
