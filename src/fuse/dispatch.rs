@@ -602,3 +602,284 @@ fn wait<'a, T>(
         None => condvar.wait(guard).unwrap_or_else(PoisonError::into_inner),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Arc,
+            mpsc::{self, Sender},
+        },
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use super::{Dispatch, Duty, FULL_LOOKS, Fate, IDLE_LOOKS, Look, Looks, Next, Parked, Running};
+    use crate::{op::WaitingFor, tracker::Tracker};
+
+    const DEADLINE: Duration = Duration::from_secs(5);
+
+    fn running(name: &'static str) -> Running {
+        Running {
+            name,
+            op: None,
+            tid: 0,
+            root: false,
+        }
+    }
+
+    fn parked(running: Running, tid: u32, fate: &Sender<&'static str>) -> Parked<()> {
+        let op = Tracker::new("test").begin(running.name);
+        let fate = fate.clone();
+        let name = running.name;
+        let job = move |what: Fate<'_, ()>| {
+            let _ = fate.send(match what {
+                Fate::Run(()) => name,
+                Fate::Interrupted => "interrupted",
+                Fate::Gone => "gone",
+                Fate::Aside => "aside",
+            });
+        };
+        Parked::new(running, op, WaitingFor::none(), tid, 10, Box::new(job))
+    }
+
+    // Gives the slot back until it is free, and says what was run in it.
+    fn drain(dispatch: &Dispatch<()>, mut slot: super::Slot) -> Vec<String> {
+        let mut done = Vec::new();
+        loop {
+            match dispatch.next(slot) {
+                Next::Forgets(same, forgets) => {
+                    slot = same;
+                    let mut forgets: Vec<_> = forgets.into_iter().collect();
+                    forgets.sort_unstable();
+                    done.push(format!("forget {forgets:?}"));
+                }
+                Next::Run(same, op) => {
+                    slot = same;
+                    done.push(op.running.name.to_owned());
+                    (op.job)(Fate::Run(&()));
+                }
+                Next::Done | Next::StandBy => return done,
+            }
+        }
+    }
+
+    #[test]
+    fn what_finds_no_slot_runs_later_in_the_order_it_came() {
+        let dispatch = Dispatch::new(1);
+        let (fate, fates) = mpsc::channel();
+        let slot = dispatch.enter(running("read")).unwrap();
+
+        assert!(dispatch.enter(running("open")).is_none());
+        assert!(dispatch.park(parked(running("open"), 0, &fate)).is_none());
+        assert!(dispatch.park(parked(running("stat"), 0, &fate)).is_none());
+        let view = dispatch.view();
+        assert_eq!((view.parked_count, view.parked_bytes), (2, 20));
+
+        assert_eq!(drain(&dispatch, slot), ["open", "stat"]);
+        assert_eq!(fates.try_iter().collect::<Vec<_>>(), ["open", "stat"]);
+        assert!(
+            dispatch.enter(running("read")).is_some(),
+            "the slot is free"
+        );
+        assert_eq!(dispatch.view().parked_bytes, 0);
+    }
+
+    #[test]
+    fn an_op_is_not_parked_when_a_slot_came_free_meanwhile() {
+        let dispatch = Dispatch::new(1);
+        let (fate, _fates) = mpsc::channel();
+
+        let back = dispatch.park(parked(running("open"), 0, &fate));
+
+        assert!(matches!(back, Some((Some(_), _))));
+    }
+
+    #[test]
+    fn forgets_are_summed_and_delivered_before_the_next_op() {
+        let dispatch = Dispatch::new(1);
+        let (fate, _fates) = mpsc::channel();
+        let slot = dispatch.enter(running("read")).unwrap();
+
+        assert!(dispatch.park(parked(running("open"), 0, &fate)).is_none());
+        for (inode, lookups) in [(7, 1), (8, 1), (7, 3)] {
+            assert!(dispatch.forget(inode, lookups).is_none());
+        }
+
+        assert_eq!(drain(&dispatch, slot), ["forget [(7, 4), (8, 1)]", "open"]);
+        assert!(dispatch.forget(7, 1).is_some(), "with a free slot at once");
+    }
+
+    #[test]
+    fn two_of_the_root_never_run_side_by_side() {
+        let dispatch = Dispatch::new(4);
+        let (fate, fates) = mpsc::channel();
+        let root = Running {
+            root: true,
+            ..running("getattr")
+        };
+        let slot = dispatch.enter(root).unwrap();
+
+        for _ in 0..2 {
+            assert!(dispatch.enter(root).is_none());
+            assert!(dispatch.park(parked(root, 0, &fate)).is_none());
+        }
+        let other = dispatch.enter(running("read"));
+        assert!(other.is_some(), "others run beside it");
+
+        assert_eq!(drain(&dispatch, slot), ["getattr", "getattr"]);
+        assert_eq!(fates.try_iter().count(), 2);
+    }
+
+    #[test]
+    fn behind_one_that_hangs_they_are_set_aside() {
+        let dispatch = Dispatch::new(4);
+        let (fate, fates) = mpsc::channel();
+        let root = Running {
+            root: true,
+            ..running("getattr")
+        };
+        let _hangs = dispatch.enter(root).unwrap();
+        assert!(dispatch.park(parked(root, 0, &fate)).is_none());
+
+        let Duty::Late(late) = dispatch.watch(Instant::now(), DEADLINE) else {
+            panic!("nothing was late");
+        };
+        for op in late {
+            (op.job)(Fate::Aside);
+        }
+
+        assert_eq!(fates.try_iter().collect::<Vec<_>>(), ["aside"]);
+        assert_eq!(dispatch.view().parked_count, 0);
+    }
+
+    #[test]
+    fn only_those_whose_callers_were_killed_are_taken_out() {
+        let dispatch = Dispatch::new(1);
+        let (fate, _fates) = mpsc::channel();
+        let slot = dispatch.enter(running("read")).unwrap();
+        for (name, tid) in [("open", 5), ("release", 0), ("stat", 6)] {
+            assert!(dispatch.park(parked(running(name), tid, &fate)).is_none());
+        }
+
+        let killed = dispatch.take_killed(|tid| tid != 6);
+
+        let killed: Vec<_> = killed.iter().map(|op| op.running.name).collect();
+        assert_eq!(killed, ["open"]);
+        assert_eq!(dispatch.view().parked_bytes, 20);
+        assert_eq!(drain(&dispatch, slot), ["release", "stat"]);
+    }
+
+    #[test]
+    fn once_closed_nothing_is_parked() {
+        let dispatch = Dispatch::new(1);
+        let (fate, fates) = mpsc::channel();
+        let _slot = dispatch.enter(running("read")).unwrap();
+        assert!(dispatch.park(parked(running("open"), 0, &fate)).is_none());
+
+        for op in dispatch.close() {
+            (op.job)(Fate::Gone);
+        }
+
+        assert_eq!(fates.try_iter().collect::<Vec<_>>(), ["gone"]);
+        let back = dispatch.park(parked(running("stat"), 0, &fate));
+        assert!(matches!(back, Some((None, _))));
+        assert!(matches!(
+            dispatch.watch(Instant::now(), DEADLINE),
+            Duty::Closed
+        ));
+    }
+
+    #[test]
+    fn a_reader_is_needed_when_nothing_ends_or_nothing_is_free_for_long() {
+        let mut looks = Looks::default();
+        assert_eq!(looks.look(true, 1, 0), Look::Again);
+        assert_eq!(looks.look(true, 1, 0), Look::Read, "the same op");
+
+        let mut looks = Looks::default();
+        for n in 1..FULL_LOOKS {
+            assert_eq!(looks.look(true, n.into(), n.into()), Look::Again, "{n}");
+        }
+        assert_eq!(looks.look(true, 1000, 1000), Look::Read, "full for long");
+
+        let mut looks = Looks::default();
+        for n in 1..1000 {
+            assert_eq!(looks.look(n % 50 != 0, n, n), Look::Again, "{n}");
+        }
+    }
+
+    #[test]
+    fn without_ops_the_reader_sleeps() {
+        let mut looks = Looks::default();
+        for n in 1..IDLE_LOOKS {
+            assert_eq!(looks.look(false, 0, 0), Look::Again, "{n}");
+        }
+
+        assert_eq!(looks.look(false, 0, 0), Look::Doze);
+    }
+
+    // A second event loop, which stands by if it is told to.
+    fn second_loop(dispatch: &Arc<Dispatch<()>>) -> (Sender<()>, mpsc::Receiver<&'static str>) {
+        let (go, may_go) = mpsc::channel::<()>();
+        let (said, says) = mpsc::channel();
+        let dispatch = Arc::clone(dispatch);
+        thread::spawn(move || {
+            dispatch.on_loop();
+            let _ = said.send("known");
+            let _ = may_go.recv_timeout(DEADLINE);
+            let one_too_many = dispatch.is_one_too_many();
+            let _ = said.send(if one_too_many { "stands by" } else { "stays" });
+            if one_too_many {
+                dispatch.stand_by();
+                let _ = said.send("reads");
+            }
+            let _ = may_go.recv_timeout(DEADLINE);
+        });
+        (go, says)
+    }
+
+    #[test]
+    fn the_reader_that_stands_by_reads_when_all_slots_are_stuck() {
+        let dispatch = Dispatch::new(1);
+        dispatch.on_loop();
+        let (go, says) = second_loop(&dispatch);
+        assert_eq!(says.recv_timeout(DEADLINE), Ok("known"));
+        go.send(()).unwrap();
+        assert_eq!(says.recv_timeout(DEADLINE), Ok("stands by"));
+        assert!(!dispatch.is_one_too_many(), "one is enough");
+
+        let _stuck = dispatch.enter(running("read")).unwrap();
+
+        assert_eq!(says.recv_timeout(DEADLINE), Ok("reads"));
+    }
+
+    #[test]
+    fn as_many_loops_as_slots_all_stay() {
+        let dispatch = Dispatch::new(2);
+        dispatch.on_loop();
+        let (go, says) = second_loop(&dispatch);
+        assert_eq!(says.recv_timeout(DEADLINE), Ok("known"));
+
+        go.send(()).unwrap();
+
+        assert_eq!(says.recv_timeout(DEADLINE), Ok("stays"));
+    }
+
+    #[test]
+    fn the_end_of_an_event_loop_wakes_the_reader_that_stands_by() {
+        let dispatch = Dispatch::new(1);
+        let (go_first, first) = second_loop(&dispatch);
+        assert_eq!(first.recv_timeout(DEADLINE), Ok("known"));
+        let (go, says) = second_loop(&dispatch);
+        assert_eq!(says.recv_timeout(DEADLINE), Ok("known"));
+        go.send(()).unwrap();
+        assert_eq!(says.recv_timeout(DEADLINE), Ok("stands by"));
+
+        go_first.send(()).unwrap();
+        assert_eq!(first.recv_timeout(DEADLINE), Ok("stays"));
+        drop(go_first);
+
+        assert_eq!(says.recv_timeout(DEADLINE), Ok("reads"));
+        assert!(dispatch.has_loop_ended());
+    }
+}

@@ -380,3 +380,23 @@ fn has_sigkill(status: &str) -> bool {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::has_sigkill;
+
+    #[test]
+    fn sigkill_is_seen_in_either_mask() {
+        let status = |own: &str, shared: &str| {
+            format!("Name:\tcat\nSigQ:\t1/9\nSigPnd:\t{own}\nShdPnd:\t{shared}\nSigBlk:\tffff\n")
+        };
+
+        assert!(has_sigkill(&status("0000000000000100", "0000000000000000")));
+        assert!(has_sigkill(&status("0000000000000000", "0000000000000102")));
+        assert!(!has_sigkill(&status(
+            "0000000000004002",
+            "0000000000000000"
+        )));
+        assert!(!has_sigkill(""));
+    }
+}
