@@ -229,6 +229,18 @@ impl Tracker {
         self.shared.add_source(source);
     }
 
+    /// How many ops in flight are so. `is` is our own code and takes no lock.
+    #[cfg(feature = "fuse")]
+    pub(crate) fn count_live(&self, is: impl Fn(&Detail) -> bool) -> u64 {
+        let live = self.shared.live();
+        let counts = live.iter().filter(|record| {
+            let mut counts = false;
+            record.detail(|detail| counts = is(detail));
+            counts
+        });
+        counts.count() as u64
+    }
+
     /// Who this process is now.
     #[must_use]
     pub fn process(&self) -> Process {
