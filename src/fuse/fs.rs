@@ -6,6 +6,7 @@ use std::{
     ffi::OsStr,
     fmt, io,
     mem::{needs_drop, size_of_val},
+    os::unix::ffi::OsStrExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::Arc,
@@ -283,9 +284,10 @@ impl<F: Filesystem> Filesystem for Tracked<F> {
     fn forget(&self, request: &Request, ino: INodeNo, nlookup: u64) {
         let shared = &self.shared;
         shared.dispatch.on_loop();
-        if File::of(ino).is_some() {
+        if is_ours(ino) {
             return;
         }
+        shared.paths.forgotten(ino.0);
         shared.forget_request.get_or_init(|| copy_of(request));
         if let Some(slot) = shared.dispatch.forget(ino.0, nlookup) {
             let forget = || self.inner.forget(request, ino, nlookup);
@@ -348,6 +350,7 @@ impl<F: Filesystem> Filesystem for Tracked<F> {
             self, request, parent: val INodeNo, name: borrowed OsStr, newparent: val INodeNo,
             newname: borrowed OsStr, flags: val RenameFlags; reply: ReplyEmpty
         )
+            first { self.shared.paths.dropped(newparent.0, newname.as_bytes()); }
             on parent, Some(name);
             ours self.shared.diag.named(parent, name).is_some()
                 || self.shared.diag.named(newparent, newname).is_some() => reply.error(Errno::EPERM);

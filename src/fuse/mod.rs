@@ -29,6 +29,7 @@
 mod diag;
 mod dispatch;
 mod fs;
+mod paths;
 mod shared;
 mod teardown;
 mod warm;
@@ -171,7 +172,7 @@ pub fn spawn_mount_with<F: Filesystem>(
     let session = Session::new(tracked, &path, &config)?;
     let place = Place::find(&path);
     if let Some(place) = &place {
-        let _only_once = shared.connection.set(place.connection());
+        let _only_once = shared.place.set(place.clone());
     }
     shared.set_device(session.as_fd().try_clone_to_owned()?);
     shared.diag.start_reporter()?;

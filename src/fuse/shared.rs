@@ -21,13 +21,15 @@ use super::{
     Options,
     diag::{Diag, File},
     dispatch::{Dispatch, Duty, ROOT_PATIENCE},
+    paths::Paths,
+    teardown::Place,
 };
 use crate::{
     clock::Stamp,
     live::Source,
     op::Op,
     record::{Detail, Record, Target},
-    snapshot::{Kind, Mount, On, Snapshot},
+    snapshot::{Kind, LiveOp, Mount, On, Snapshot},
     text,
     tracker::{Parent, Start, Tracker},
 };
@@ -37,6 +39,17 @@ const WATCH: Duration = Duration::from_millis(500);
 
 const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
 
+const READINGS: u32 = 5;
+
+const BETWEEN_READINGS: Duration = Duration::from_millis(1);
+
+/// Callers that are asked for their open files in one report, and how long that may take.
+const MOST_ASKED: u32 = 64;
+
+const ASKING: Duration = Duration::from_millis(20);
+
+const MAX_PATH: usize = 4096;
+
 /// Bytes of a name that an op keeps.
 const MAX_ENTRY: usize = 255;
 
@@ -44,8 +57,12 @@ pub(super) struct Shared<F> {
     pub(super) tracker: Tracker,
     pub(super) dispatch: Arc<Dispatch<F>>,
     pub(super) diag: Diag,
-    pub(super) place: Arc<str>,
-    pub(super) connection: OnceLock<u64>,
+    pub(super) paths: Paths,
+    /// Where it is mounted; empty if that is not known.
+    path: Arc<str>,
+    /// The same as reports show it.
+    shown: String,
+    pub(super) place: OnceLock<Place>,
     /// For the forgets that could not be delivered at once: the kernel says nothing in it.
     pub(super) forget_request: OnceLock<Request>,
     parallel_dirops: bool,
@@ -73,12 +90,15 @@ impl<F: Send + Sync + 'static> Shared<F> {
         slots: usize,
         options: &Options,
     ) -> Arc<Self> {
+        let path_text = text::from_bytes(path.as_os_str().as_bytes(), MAX_PATH);
         let shared = Arc::new(Self {
             tracker: tracker.clone(),
             dispatch: Dispatch::new(slots),
             diag: Diag::new(options.look(), tracker),
-            place: text::from_bytes(path.as_os_str().as_bytes(), 4096).into(),
-            connection: OnceLock::new(),
+            paths: Paths::new(),
+            shown: text::visible(&path_text),
+            path: path_text.into(),
+            place: OnceLock::new(),
             forget_request: OnceLock::new(),
             parallel_dirops: options.parallel_dirops,
             watch_of: AtomicU32::new(0),
@@ -103,6 +123,14 @@ impl<F: Send + Sync + 'static> Shared<F> {
         inode: INodeNo,
         entry: Option<&OsStr>,
     ) -> Op {
+        let tid = request.pid();
+        self.paths.used(tid, inode.0);
+        if let Some(entry) = entry {
+            match name {
+                "unlink" | "rmdir" | "rename" => self.paths.dropped(inode.0, entry.as_bytes()),
+                _ => self.paths.looked_up(tid, inode.0, entry.as_bytes()),
+            }
+        }
         let target = match entry {
             Some(entry) if inode == INodeNo::ROOT => {
                 let entry = text::from_bytes(entry.as_bytes(), MAX_ENTRY);
@@ -122,9 +150,9 @@ impl<F: Send + Sync + 'static> Shared<F> {
             detail: Detail::Fuse {
                 unique: request.unique().0,
                 inode: inode.0,
-                tid: request.pid(),
+                tid,
                 uid: request.uid(),
-                mount: Arc::clone(&self.place),
+                mount: Arc::clone(&self.path),
             },
             parent: Parent::Root,
         });
@@ -242,80 +270,151 @@ impl<F> Shared<F> {
             op.refuse();
         }
     }
-
-    // Requests come and go while it is read: of several readings the one that agrees best counts,
-    // so that a difference is shown only if it stands in all of them.
-    fn kernel_waiting(&self, tracked: u64) -> Option<u64> {
-        let mut best: Option<u64> = None;
-        for reading in 0..5 {
-            if reading > 0 {
-                thread::sleep(Duration::from_millis(1));
-            }
-            let waiting = kernel_waiting(*self.connection.get()?)?;
-            // Those who wait for this very report.
-            let waiting = waiting.saturating_sub(self.diag.pending());
-            if best.is_none_or(|best| waiting.abs_diff(tracked) < best.abs_diff(tracked)) {
-                best = Some(waiting);
-            }
-            if best == Some(tracked) {
-                break;
-            }
-        }
-        best
-    }
 }
 
 impl<F: Send + Sync + 'static> Source for Shared<F> {
     fn describe(&self, snapshot: &mut Snapshot, _now: Stamp) {
         let view = self.dispatch.view();
         let parked: HashSet<_> = view.parked.iter().copied().collect();
-        let running: Vec<_> = view
-            .running
-            .iter()
-            .filter_map(|running| running.op)
-            .collect();
+        let running = view.running.iter().filter_map(|running| running.op);
+        let running: Vec<_> = running.collect();
+        let mut budget = Budget::new();
         let mut tracked = 0;
         for op in &mut snapshot.ops {
-            if op.fuse.is_none() {
+            if !self.is_of_this_mount(op) {
                 continue;
             }
-            tracked += u64::from(
-                op.fuse
-                    .as_ref()
-                    .is_some_and(|fuse| *fuse.mount == *self.place),
-            );
+            tracked += 1;
+            self.infer_target(op, &mut budget);
             if let Some(wait) = &mut op.phase.wait
                 && wait.on == On::Queue
                 && parked.contains(&op.id)
             {
                 wait.all = running.len() == 1 && wait.others == 0;
-                wait.ops = running.clone();
+                wait.ops.clone_from(&running);
             }
+        }
+        for ended in &mut snapshot.recent {
+            if self.is_of_this_mount(&ended.op) {
+                self.infer_target(&mut ended.op, &mut Budget::none());
+            }
+        }
+        if snapshot.totals.left_out > 0 {
+            tracked = self.tracked();
         }
         if self.ended.load(Relaxed) && tracked == 0 {
             return;
         }
         snapshot.mounts.push(Mount {
-            path: text::visible(&self.place),
-            connection: self.connection.get().copied(),
+            path: self.shown.clone(),
+            connection: self.place.get().map(Place::connection),
             kernel_waiting: self.kernel_waiting(tracked),
             tracked,
             queued: view.parked_count as u64,
             queued_bytes: view.parked_bytes as u64,
-            slots: if self.dispatch.slots() == usize::MAX {
-                0
-            } else {
-                self.dispatch.slots() as u64
+            slots: match self.dispatch.slots() {
+                usize::MAX => 0,
+                slots => slots as u64,
             },
             notes: lock(&self.notes).clone(),
         });
     }
 }
 
+impl<F> Shared<F> {
+    fn is_of_this_mount(&self, op: &LiveOp) -> bool {
+        let fuse = op.fuse.as_ref();
+        fuse.is_some_and(|fuse| fuse.mount == self.shown)
+    }
+
+    // Ops in flight now.
+    fn tracked(&self) -> u64 {
+        self.tracker.count_live(|detail| match detail {
+            Detail::Fuse { mount, .. } => Arc::ptr_eq(mount, &self.path),
+            _ => false,
+        })
+    }
+
+    // Requests come and go while the kernel's count is read, so a difference to ours is believed only
+    // if it stands in several readings; else what is `tracked` is what the kernel has.
+    fn kernel_waiting(&self, tracked: u64) -> Option<u64> {
+        let connection = self.place.get()?.connection();
+        let mut difference = i64::MAX;
+        for reading in 0..READINGS {
+            let tracked = match reading {
+                0 => tracked,
+                _ => {
+                    thread::sleep(BETWEEN_READINGS);
+                    self.tracked()
+                }
+            };
+            // Those who wait for this very report do not count.
+            let kernel = kernel_waiting(connection)?.saturating_sub(self.diag.pending());
+            let now = kernel.cast_signed() - tracked.cast_signed();
+            if now.abs() < difference.abs() {
+                difference = now;
+            }
+            if difference == 0 {
+                break;
+            }
+        }
+        Some(tracked.saturating_add_signed(difference))
+    }
+
+    // What was told is kept; without that the op has the number of its inode, and maybe a name in it.
+    fn infer_target(&self, op: &mut LiveOp, budget: &mut Budget) {
+        let untold = op.fuse.as_ref().and_then(|fuse| {
+            let rest = op.target.strip_prefix("inode ")?;
+            let entry = rest.strip_prefix(fuse.inode.as_str())?;
+            let is_entry = entry.is_empty() || entry.starts_with('/');
+            is_entry.then_some((fuse.inode.parse().ok()?, entry))
+        });
+        let Some((inode, entry)) = untold else {
+            return;
+        };
+        let path = self.paths.of(inode).or_else(|| {
+            let (place, caller) = (self.place.get()?, op.caller.as_ref()?);
+            budget.spend()?;
+            place.open_file(caller.tid, inode)
+        });
+        if let Some(path) = path {
+            let path = text::visible(&text::from_bytes(&path, MAX_PATH));
+            op.target = format!("~{path}{entry}");
+        }
+    }
+}
+
+// How much of /proc may still be read for one report.
+struct Budget {
+    until: Instant,
+    left: u32,
+}
+
+impl Budget {
+    fn new() -> Self {
+        Self {
+            until: Instant::now() + ASKING,
+            left: MOST_ASKED,
+        }
+    }
+
+    fn none() -> Self {
+        Self {
+            until: Instant::now(),
+            left: 0,
+        }
+    }
+
+    fn spend(&mut self) -> Option<()> {
+        self.left = self.left.checked_sub(1)?;
+        (Instant::now() < self.until).then_some(())
+    }
+}
+
 impl<F> fmt::Debug for Shared<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared")
-            .field("place", &self.place)
+            .field("path", &self.path)
             .field("dispatch", &self.dispatch)
             .field("diag", &self.diag)
             .finish_non_exhaustive()

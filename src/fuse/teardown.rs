@@ -16,6 +16,8 @@ use rustix::{
     mount::{UnmountFlags, unmount},
 };
 
+use super::paths;
+
 /// Ops get this long to end by themselves before they are failed.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -39,6 +41,11 @@ impl Place {
 
     pub(super) fn connection(&self) -> u64 {
         u64::from(self.device.1)
+    }
+
+    /// The path within the mount of an inode that a thread has open.
+    pub(super) fn open_file(&self, tid: u32, inode: u64) -> Option<Vec<u8>> {
+        paths::open_file(tid, inode, &self.path, self.mount_id)
     }
 
     /// Whether it is this mount that is seen at its path.

@@ -72,9 +72,9 @@ impl Warmer {
                     return Err("an earlier look-up hangs".to_owned());
                 }
                 left.reap();
-                Run::start(format, paths)?
+                self.start(format, paths)?
             }
-            None => Run::start(format, paths)?,
+            None => self.start(format, paths)?,
         };
         if !run.has_ended(deadline) {
             self.left = Some(run);
@@ -82,6 +82,27 @@ impl Warmer {
         }
         run.reap();
         Ok(String::from_utf8_lossy(&run.text).into_owned())
+    }
+
+    // Command closes every descriptor that is close-on-exec, as fuser's /dev/fuse is.
+    fn start(&self, format: &str, paths: &[PathBuf]) -> Result<Run, String> {
+        let program = ["/usr/bin/stat", "/bin/stat"];
+        // Even to see whether it is there would be a call into a mount that covers it.
+        let mut program = program.iter().map(Path::new);
+        let program = program.find(|path| !path.starts_with(&self.mount) && path.exists());
+        let program = program.ok_or("there is no /usr/bin/stat")?;
+        let mut command = Command::new(program);
+        command.arg("-c").arg(format).arg("--").args(paths);
+        command.env_clear().env("LC_ALL", "C").current_dir("/");
+        command.stdin(Stdio::null()).stderr(Stdio::null());
+        let spawned = command.stdout(Stdio::piped()).spawn();
+        let mut child = spawned.map_err(|error| format!("{}: {error}", program.display()))?;
+        let out = child.stdout.take().ok_or("no pipe")?;
+        Ok(Run {
+            child,
+            out,
+            text: Vec::new(),
+        })
     }
 }
 
@@ -95,25 +116,6 @@ impl Drop for Warmer {
 }
 
 impl Run {
-    // Command closes every descriptor that is close-on-exec, as fuser's /dev/fuse is.
-    fn start(format: &str, paths: &[PathBuf]) -> Result<Self, String> {
-        let program = ["/usr/bin/stat", "/bin/stat"];
-        let program = program.iter().find(|path| Path::new(path).exists());
-        let program = program.ok_or("there is no /usr/bin/stat")?;
-        let mut command = Command::new(program);
-        command.arg("-c").arg(format).arg("--").args(paths);
-        command.env_clear().env("LC_ALL", "C").current_dir("/");
-        command.stdin(Stdio::null()).stderr(Stdio::null());
-        let spawned = command.stdout(Stdio::piped()).spawn();
-        let mut child = spawned.map_err(|error| format!("{program}: {error}"))?;
-        let out = child.stdout.take().ok_or("no pipe")?;
-        Ok(Self {
-            child,
-            out,
-            text: Vec::new(),
-        })
-    }
-
     // The end of its output is its end. Whether it was reaped by others does not matter.
     fn has_ended(&mut self, deadline: Instant) -> bool {
         loop {
