@@ -96,6 +96,7 @@ pub struct Mount {
 trait Control: Send + Sync {
     fn close(&self);
     fn is_gone(&self) -> bool;
+    fn was_unmounted(&self) -> bool;
     fn wait_for_end(&self);
     fn threads_left(&self) -> Vec<String>;
 }
@@ -332,8 +333,8 @@ impl Mount {
     fn tear_down(&mut self) -> io::Result<()> {
         let deadline = Instant::now() + TEARDOWN;
         let unmounted = match &self.place {
-            Some(place) => place.unmount(deadline),
-            None => Ok(()),
+            Some(place) if !self.control.was_unmounted() => place.unmount(deadline),
+            _ => Ok(()),
         };
         self.control.close();
         while !self.is_finished() && Instant::now() < deadline {
@@ -395,6 +396,10 @@ impl<F: Send + Sync + 'static> Control for Shared<F> {
 
     fn is_gone(&self) -> bool {
         Self::is_gone(self)
+    }
+
+    fn was_unmounted(&self) -> bool {
+        Self::was_unmounted(self)
     }
 
     fn wait_for_end(&self) {

@@ -73,6 +73,8 @@ pub(super) struct Shared<F> {
     device: Mutex<Option<OwnedFd>>,
     notes: Mutex<Vec<String>>,
     ended: AtomicBool,
+    /// It was seen to be unmounted: what is at its path now is not ours.
+    unmounted: AtomicBool,
 }
 
 #[derive(Default)]
@@ -106,6 +108,7 @@ impl<F: Send + Sync + 'static> Shared<F> {
             device: Mutex::new(None),
             notes: Mutex::new(Vec::new()),
             ended: AtomicBool::new(false),
+            unmounted: AtomicBool::new(false),
         });
         tracker.add_source(&shared);
         shared
@@ -202,6 +205,10 @@ impl<F: Send + Sync + 'static> Shared<F> {
         *lock(&self.device) = Some(device);
     }
 
+    pub(super) fn was_unmounted(&self) -> bool {
+        self.unmounted.load(Relaxed)
+    }
+
     /// Whether nobody is left to answer.
     pub(super) fn is_gone(&self) -> bool {
         match &*lock(&self.device) {
@@ -248,7 +255,12 @@ impl<F: Send + Sync + 'static> Shared<F> {
                     op.set_aside();
                 }
             }
-            Duty::Check if self.is_gone() => self.close(),
+            Duty::Check if self.is_gone() => {
+                // An aborted connection is gone as well, but stays mounted.
+                let is_mounted = self.place.get().is_some_and(Place::exists);
+                self.unmounted.store(!is_mounted, Relaxed);
+                self.close();
+            }
             Duty::Check => {
                 for op in self.dispatch.take_killed(is_killed) {
                     op.interrupt();

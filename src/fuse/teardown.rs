@@ -23,13 +23,21 @@ const GRACE: Duration = Duration::from_millis(500);
 
 const RETRY: Duration = Duration::from_millis(10);
 
-/// A line of /proc/self/mountinfo that is about FUSE, which no other line is at the same time.
+/// A FUSE mount as /proc/self/mountinfo has it.
+///
+/// Both numbers are used again once it is gone: a place is to be trusted only as long as it was not seen
+/// to go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     path: PathBuf,
     mount_id: u64,
     /// Major and minor; the minor is the number of the connection.
     device: (u32, u32),
+}
+
+struct Line {
+    place: Place,
+    is_fuse: bool,
 }
 
 impl Place {
@@ -51,6 +59,13 @@ impl Place {
     /// Whether it is this mount that is seen at its path.
     pub(super) fn is_there(&self) -> bool {
         Self::find(&self.path).as_ref() == Some(self)
+    }
+
+    /// Whether it is mounted at all, and maybe covered by another one.
+    pub(super) fn exists(&self) -> bool {
+        let lines = fs::read("/proc/self/mountinfo").unwrap_or_default();
+        let mut lines = lines.split(|byte| *byte == b'\n').filter_map(parse);
+        lines.any(|line| line.is_fuse && line.place == *self)
     }
 
     /// Whether it is another one.
@@ -89,9 +104,16 @@ impl Place {
                 UnmountFlags::empty()
             };
             result = self.unmount_once(flags, deadline);
-            if result.is_err() {
-                thread::sleep(RETRY);
+            if result.is_ok() {
+                return Ok(());
             }
+            thread::sleep(RETRY);
+        }
+        if self.exists() {
+            self.abort(deadline);
+            let covered =
+                "another file system is mounted over it: its requests are failed, it stays";
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, covered));
         }
         Ok(())
     }
@@ -133,7 +155,7 @@ impl Place {
                 Ok(None) if Instant::now() < deadline => thread::sleep(RETRY),
                 Ok(None) => return Err(io::ErrorKind::TimedOut.into()),
                 // Somebody else reaps the children of this process: mountinfo tells.
-                Err(_) => return Ok(()),
+                Err(_) => return Err(io::ErrorKind::WouldBlock.into()),
             }
         }
     }
@@ -155,27 +177,29 @@ fn within<T: Send + 'static>(
     is_done.recv_timeout(left.min(most)).ok()
 }
 
-// proc_pid_mountinfo(5). The last line at a path is what is seen there: `Some(None)` if it is no FUSE
-// file system, `None` if nothing is mounted there.
+// What is seen at a path is the last line about it: `Some(None)` if it is no FUSE file system, `None` if
+// nothing is mounted there.
 fn topmost(lines: &[u8], path: &Path) -> Option<Option<Place>> {
-    let mut at_path = lines.split(|byte| *byte == b'\n').filter_map(|line| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let mount_id = number(fields.next()?)?;
-        let device = fields.nth(1)?;
-        let at = unescape(fields.nth(1)?);
-        let mut rest = fields.skip_while(|field| *field != b"-");
-        let kind = rest.nth(1)?;
-        (at == path.as_os_str()).then(|| {
-            let (major, minor) = std::str::from_utf8(device).ok()?.split_once(':')?;
-            (kind == b"fuse" || kind == b"fuseblk" || kind.starts_with(b"fuse.")).then_some(())?;
-            Some(Place {
-                path: path.to_owned(),
-                mount_id,
-                device: (major.parse().ok()?, minor.parse().ok()?),
-            })
-        })
-    });
-    at_path.next_back()
+    let mut lines = lines.rsplit(|byte| *byte == b'\n').filter_map(parse);
+    let top = lines.find(|line| line.place.path == path)?;
+    Some(top.is_fuse.then_some(top.place))
+}
+
+// proc_pid_mountinfo(5).
+fn parse(line: &[u8]) -> Option<Line> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let mount_id = number(fields.next()?)?;
+    let (major, minor) = std::str::from_utf8(fields.nth(1)?).ok()?.split_once(':')?;
+    let path = unescape(fields.nth(1)?).into();
+    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+    Some(Line {
+        place: Place {
+            path,
+            mount_id,
+            device: (major.parse().ok()?, minor.parse().ok()?),
+        },
+        is_fuse: kind == b"fuse" || kind == b"fuseblk" || kind.starts_with(b"fuse."),
+    })
 }
 
 fn number(field: &[u8]) -> Option<u64> {
