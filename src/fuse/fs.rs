@@ -43,7 +43,7 @@ pub struct Tracked<F> {
 }
 
 impl<F: Filesystem> Tracked<F> {
-    pub(super) fn with(inner: F, shared: Arc<Shared<F>>) -> Self {
+    pub(super) fn sharing(inner: F, shared: Arc<Shared<F>>) -> Self {
         Self { inner, shared }
     }
 

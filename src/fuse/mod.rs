@@ -169,7 +169,7 @@ pub fn spawn_mount_with<F: Filesystem>(
 
     let shared = Shared::new(tracker, &path, slots, &options);
     shared.learn_root(directory(mode, getuid().as_raw(), getgid().as_raw()));
-    let tracked = Tracked::with(file_system, Arc::clone(&shared));
+    let tracked = Tracked::sharing(file_system, Arc::clone(&shared));
     let session = Session::new(tracked, &path, &config)?;
     let place = Place::find(&path);
     if let Some(place) = &place {
@@ -276,10 +276,17 @@ impl Default for Options {
 
 impl<F: Filesystem> Tracked<F> {
     /// Wraps a file system, to be mounted by hand.
-    pub fn new(file_system: F, tracker: &Tracker, options: Options) -> Self {
+    #[must_use]
+    pub fn new(file_system: F, tracker: &Tracker) -> Self {
+        Self::with(file_system, tracker, Options::new())
+    }
+
+    /// [`new`](Self::new) with settings.
+    #[must_use]
+    pub fn with(file_system: F, tracker: &Tracker, options: Options) -> Self {
         let slots = options.slots.unwrap_or(usize::MAX);
         let shared = Shared::new(tracker, Path::new(""), slots, &options);
-        Self::with(file_system, shared)
+        Self::sharing(file_system, shared)
     }
 }
 
