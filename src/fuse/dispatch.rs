@@ -287,7 +287,8 @@ impl<C> Dispatch<C> {
             return Next::Forgets(slot, forgets);
         }
         state.clear(&slot);
-        if !state.runs_root()
+        if !state.behind.is_empty()
+            && !state.runs_root()
             && let Some((_, op)) = state.behind.pop_front()
         {
             state.begin(&slot, op.running);
