@@ -128,6 +128,8 @@ pub(super) struct View {
     pub(super) parked: Vec<OpId>,
     pub(super) parked_count: usize,
     pub(super) parked_bytes: usize,
+    /// How many were begun so far.
+    pub(super) begun: u64,
 }
 
 struct State<C> {
@@ -437,6 +439,7 @@ impl<C> Dispatch<C> {
             parked: parked.filter_map(|op| op.op.id()).collect(),
             parked_count: state.parked.len() + state.behind.len(),
             parked_bytes: state.parked_bytes,
+            begun: state.begun,
         }
     }
 

@@ -317,10 +317,18 @@ impl<F: Send + Sync + 'static> Source for Shared<F> {
         if self.ended.load(Relaxed) && tracked == 0 {
             return;
         }
+        let kernel_waiting = self.kernel_waiting(tracked);
+        let mut notes = lock(&self.notes).clone();
+        let unread = kernel_waiting.unwrap_or(0).saturating_sub(tracked);
+        if unread > 0 && self.dispatch.view().begun != view.begun {
+            notes.push(format!(
+                "{unread} more wait in the kernel to be read: the mount is busy, and moves"
+            ));
+        }
         snapshot.mounts.push(Mount {
             path: self.shown.clone(),
             connection: self.place.get().map(Place::connection),
-            kernel_waiting: self.kernel_waiting(tracked),
+            kernel_waiting,
             tracked,
             queued: view.parked_count as u64,
             queued_bytes: view.parked_bytes as u64,
@@ -328,7 +336,7 @@ impl<F: Send + Sync + 'static> Source for Shared<F> {
                 usize::MAX => 0,
                 slots => slots as u64,
             },
-            notes: lock(&self.notes).clone(),
+            notes,
         });
     }
 }
