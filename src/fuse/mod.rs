@@ -46,7 +46,7 @@ use std::{
 
 pub use fuser;
 use fuser::{BackgroundSession, Config, Filesystem, Notifier, Session};
-use rustix::process::{getgid, getuid};
+use rustix::process::{geteuid, getgid, getuid};
 
 pub use self::fs::Tracked;
 use self::{
@@ -170,7 +170,7 @@ pub fn spawn_mount_with<F: Filesystem>(
     let shared = Shared::new(tracker, &path, slots, &options);
     shared.learn_root(directory(mode, getuid().as_raw(), getgid().as_raw()));
     let tracked = Tracked::sharing(file_system, Arc::clone(&shared));
-    let session = Session::new(tracked, &path, &config)?;
+    let session = Session::new(tracked, &path, &config).map_err(|error| explain(&path, &error))?;
     let place = Place::find(&path);
     if let Some(place) = &place {
         let _only_once = shared.place.set(place.clone());
@@ -420,6 +420,19 @@ impl<F: Send + Sync + 'static> Control for Shared<F> {
         };
         running.into_iter().map(describe).collect()
     }
+}
+
+// What fuser says of a helper it did not find does not name it.
+fn explain(path: &Path, error: &io::Error) -> io::Error {
+    let missing = if !Path::new("/dev/fuse").exists() {
+        ": there is no /dev/fuse here (`modprobe fuse`; in a container, `--device /dev/fuse`)"
+    } else if !geteuid().is_root() {
+        ": without root this needs fusermount3, of the package fuse3, and access to /dev/fuse"
+    } else {
+        ""
+    };
+    let what = format!("cannot mount at {}: {error}{missing}", path.display());
+    io::Error::new(error.kind(), what)
 }
 
 // The thread that belongs to one mount.

@@ -41,7 +41,13 @@ const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
 
 const READINGS: u32 = 5;
 
+/// Above so many ops, one more of the kernel's is no news, and counting them again takes long.
+const FEW: u64 = 1000;
+
 const BETWEEN_READINGS: Duration = Duration::from_millis(1);
+
+/// Of younger ops nobody asks which file it is.
+const YOUNG_MS: f64 = 100.0;
 
 /// Callers that are asked for their open files in one report, and how long that may take.
 const MOST_ASKED: u32 = 64;
@@ -374,7 +380,7 @@ impl<F> Shared<F> {
             if now.abs() < difference.abs() {
                 difference = now;
             }
-            if difference == 0 {
+            if difference == 0 || tracked > FEW {
                 break;
             }
         }
@@ -394,7 +400,7 @@ impl<F> Shared<F> {
         };
         let path = self.paths.of(inode).or_else(|| {
             let (place, caller) = (self.place.get()?, op.caller.as_ref()?);
-            budget.spend()?;
+            budget.spend(op.age_ms)?;
             place.open_file(caller.tid, inode)
         });
         if let Some(path) = path {
@@ -425,7 +431,10 @@ impl Budget {
         }
     }
 
-    fn spend(&mut self) -> Option<()> {
+    fn spend(&mut self, age_ms: f64) -> Option<()> {
+        if age_ms < YOUNG_MS {
+            return None;
+        }
         self.left = self.left.checked_sub(1)?;
         (Instant::now() < self.until).then_some(())
     }
