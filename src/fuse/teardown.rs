@@ -140,7 +140,9 @@ impl Place {
 
     // Without privileges, the helper of the package fuse3 does it.
     fn fusermount(&self, flags: UnmountFlags, deadline: Instant) -> io::Result<()> {
-        let mut command = Command::new("fusermount3");
+        // As fuser finds it.
+        let helper = std::env::var_os("FUSERMOUNT_PATH");
+        let mut command = Command::new(helper.unwrap_or_else(|| "fusermount3".into()));
         command.args(["-u", "-q"]);
         if flags.contains(UnmountFlags::DETACH) {
             command.arg("-z");
