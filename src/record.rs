@@ -361,6 +361,15 @@ impl Record {
         self.lock().target = target;
     }
 
+    /// What was said that the op works on.
+    #[cfg(feature = "fuse")]
+    pub(crate) fn told(&self) -> Option<Cow<'static, str>> {
+        match &self.lock().target {
+            Target::Text(text) => Some(text.clone()),
+            _ => None,
+        }
+    }
+
     pub(crate) fn fail(&self, failure: Cow<'static, str>) {
         let failure = text::bounded(failure, text::MAX_TEXT);
         self.lock().failure = Some(failure.into());
