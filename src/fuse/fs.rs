@@ -58,6 +58,9 @@ impl<F: Filesystem> Tracked<F> {
         let entered = Entered::with(op);
         let result = catch_unwind(AssertUnwindSafe(|| call(&self.inner)));
         let op = entered.leave();
+        if let Some(record) = op.as_ref().and_then(Op::record) {
+            self.shared.returned(record);
+        }
         if let (Some(op), Err(panic)) = (op, result) {
             op.fail(format!("panicked: {}", panic_text(&*panic)));
             op.finish(Outcome::Panicked);

@@ -49,6 +49,8 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Known {
     names: HashMap<u64, (u64, Box<[u8]>)>,
+    // What an op on the inode was told to work on.
+    told: HashMap<u64, Box<str>>,
     // By directory and hash of the name.
     inodes: HashMap<(u64, u64), u64>,
 }
@@ -96,10 +98,24 @@ impl Paths {
         recent.tid.store(tid, Relaxed);
     }
 
+    /// The file system said what path an inode has.
+    pub(super) fn told(&self, inode: u64, path: &str) {
+        let mut known = lock(&self.known);
+        if known.told.get(&inode).is_some_and(|told| **told == *path) {
+            return;
+        }
+        if known.told.len() >= MOST_KNOWN {
+            known.told.clear();
+        }
+        known.told.insert(inode, path.into());
+    }
+
     /// An entry is removed, renamed or replaced.
     pub(super) fn dropped(&self, parent: u64, name: &[u8]) {
         let key = (parent, self.hasher.hash_one(name));
         let mut known = lock(&self.known);
+        // Which of these are below the entry is not known.
+        known.told.clear();
         if let Some(inode) = known.inodes.remove(&key) {
             known.names.remove(&inode);
         }
@@ -108,6 +124,7 @@ impl Paths {
     /// The kernel knows the inode no more.
     pub(super) fn forgotten(&self, inode: u64) {
         let mut known = lock(&self.known);
+        known.told.remove(&inode);
         if let Some((parent, name)) = known.names.remove(&inode) {
             known.inodes.remove(&(parent, self.hasher.hash_one(&*name)));
         }
@@ -116,6 +133,9 @@ impl Paths {
     /// The path of an inode within the mount, if all of it is known.
     pub(super) fn of(&self, inode: u64) -> Option<Vec<u8>> {
         let known = lock(&self.known);
+        if let Some(told) = known.told.get(&inode) {
+            return Some(told.as_bytes().to_vec());
+        }
         let mut names: Vec<&[u8]> = Vec::new();
         let mut at = inode;
         while at != ROOT {
@@ -142,7 +162,8 @@ impl Paths {
             return;
         }
         if known.names.len() >= MOST_KNOWN {
-            *known = Known::default();
+            known.names.clear();
+            known.inodes.clear();
         }
         if let Some(before) = known.inodes.insert(key, inode) {
             known.names.remove(&before);
@@ -266,6 +287,16 @@ mod tests {
         let paths = walked();
         paths.forgotten(6);
         assert_eq!(path(&paths, 6), None);
+    }
+
+    #[test]
+    fn what_was_told_goes_before_what_is_guessed() {
+        let paths = walked();
+        paths.told(6, "/x/y");
+        assert_eq!(path(&paths, 6).as_deref(), Some("/x/y"));
+
+        paths.dropped(1, b"z");
+        assert_eq!(path(&paths, 6).as_deref(), Some("/a/b"));
     }
 
     #[test]

@@ -54,6 +54,8 @@ const MOST_ASKED: u32 = 64;
 
 const ASKING: Duration = Duration::from_millis(20);
 
+const ROOT: u64 = INodeNo::ROOT.0;
+
 const MAX_PATH: usize = 4096;
 
 /// Bytes of a name that an op keeps.
@@ -170,6 +172,23 @@ impl<F: Send + Sync + 'static> Shared<F> {
             lock(&self.root).asked = record;
         }
         op
+    }
+
+    /// Keeps what the file system told of a file when it was opened, for the ops on it that follow.
+    pub(super) fn returned(&self, record: &Record) {
+        if !matches!(&*record.name, "open" | "opendir") {
+            return;
+        }
+        let Some(told) = record.told() else { return };
+        let mut inode = ROOT;
+        record.detail(|detail| {
+            if let Detail::Fuse { inode: of, .. } = detail {
+                inode = *of;
+            }
+        });
+        if inode != ROOT {
+            self.paths.told(inode, &told);
+        }
     }
 
     /// Whether a GETATTR of the root would only wait: then path walks, that of `.diag` too, wait with it.
