@@ -19,6 +19,7 @@ use fuser::{
     ReplyEntry, ReplyOpen, Request,
 };
 
+use super::options::Options;
 use crate::tracker::Tracker;
 
 // Far above what file systems number their inodes with, and still positive as an i64.
@@ -44,15 +45,6 @@ pub(super) struct Diag {
     since: SystemTime,
     tracker: Tracker,
     desk: Arc<Desk>,
-}
-
-/// How the files are to look.
-#[derive(Clone, Debug)]
-pub(super) struct Look {
-    pub(super) name: OsString,
-    pub(super) listed: bool,
-    pub(super) mode: u16,
-    pub(super) gid: Option<u32>,
 }
 
 /// One of the two files.
@@ -93,18 +85,19 @@ struct Open {
 }
 
 impl Diag {
-    pub(super) fn new(look: Look, tracker: &Tracker) -> Self {
-        let mut json = look.name.clone();
+    pub(super) fn new(options: &Options, tracker: &Tracker) -> Self {
+        let name = options.diag_name.clone();
+        let mut json = name.clone();
         json.push(".json");
         Self {
-            names: [look.name, json],
-            listed: look.listed,
-            mode: look.mode,
+            names: [name, json],
+            listed: options.listed,
+            mode: options.mode,
             owners: [
                 rustix::process::geteuid().as_raw(),
                 rustix::process::getuid().as_raw(),
             ],
-            gid: look
+            gid: options
                 .gid
                 .unwrap_or_else(|| rustix::process::getegid().as_raw()),
             since: SystemTime::now(),

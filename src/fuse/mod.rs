@@ -29,13 +29,14 @@
 mod diag;
 mod dispatch;
 mod fs;
+mod options;
 mod paths;
+mod row;
 mod shared;
 mod teardown;
 mod warm;
 
 use std::{
-    ffi::OsString,
     fmt, io, mem,
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -48,7 +49,7 @@ pub use fuser;
 use fuser::{BackgroundSession, Config, Filesystem, Notifier, Session};
 use rustix::process::{geteuid, getgid, getuid};
 
-pub use self::fs::Tracked;
+pub use self::{fs::Tracked, options::Options};
 use self::{
     shared::{Shared, directory},
     teardown::Place,
@@ -67,17 +68,6 @@ const WARM_AGAIN: Duration = Duration::from_secs(60);
 const WARM_RETRY: Duration = Duration::from_secs(2);
 
 const FINISH_POLL: Duration = Duration::from_millis(5);
-
-/// Settings of the wrapper.
-#[derive(Clone, Debug)]
-pub struct Options {
-    diag_name: OsString,
-    listed: bool,
-    mode: u16,
-    gid: Option<u32>,
-    parallel_dirops: bool,
-    slots: Option<usize>,
-}
 
 /// A mounted file system; dropped, it is unmounted.
 ///
@@ -193,85 +183,6 @@ pub fn spawn_mount_with<F: Filesystem>(
         .spawn(move || look_after(&shared, warmer, &warmed))?;
     let _too_slow = is_warmed.recv_timeout(FIRST_WARM);
     Ok(mount)
-}
-
-impl Options {
-    /// The defaults.
-    #[must_use]
-    pub fn new() -> Self {
-        Self {
-            diag_name: ".diag".into(),
-            listed: false,
-            mode: 0o400,
-            gid: None,
-            parallel_dirops: false,
-            slots: None,
-        }
-    }
-
-    /// Names the file in the root that shows the report; the same with `.json` behind it shows it as
-    /// JSON. Default: `.diag`.
-    #[must_use]
-    pub fn diag_name(mut self, name: impl Into<OsString>) -> Self {
-        self.diag_name = name.into();
-        self
-    }
-
-    /// Shows the two files in listings of the root, too. Default: false, since what is listed is read by
-    /// backups and searches.
-    #[must_use]
-    pub fn listed(mut self, listed: bool) -> Self {
-        self.listed = listed;
-        self
-    }
-
-    /// Sets who may read: the first digit is for the daemon's user and whoever mounted, the second for
-    /// the group, the third for all. Only the read bits count. Default: `0o400`; root may always.
-    #[must_use]
-    pub fn mode(mut self, mode: u16) -> Self {
-        self.mode = mode & 0o444;
-        self
-    }
-
-    /// Sets the group that the second digit of [`mode`](Self::mode) is for. Default: the daemon's.
-    #[must_use]
-    pub fn gid(mut self, gid: u32) -> Self {
-        self.gid = Some(gid);
-        self
-    }
-
-    /// Asks the kernel for lookups and listings of one directory in parallel, which a file system with
-    /// several threads must be ready for. Default: only with one slot, where it cannot tell.
-    #[must_use]
-    pub fn parallel_dirops(mut self, parallel: bool) -> Self {
-        self.parallel_dirops = parallel;
-        self
-    }
-
-    /// Sets how many operations run at once in a [`Tracked`] that is mounted by hand. Its
-    /// `Config::n_threads` must then be one more, or `.diag` waits with the rest. Default: no limit.
-    ///
-    /// [`mount`] and its kin take it from `Config::n_threads` instead.
-    #[must_use]
-    pub fn slots(mut self, slots: usize) -> Self {
-        self.slots = Some(slots);
-        self
-    }
-
-    fn look(&self) -> diag::Look {
-        diag::Look {
-            name: self.diag_name.clone(),
-            listed: self.listed,
-            mode: self.mode,
-            gid: self.gid,
-        }
-    }
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl<F: Filesystem> Tracked<F> {

@@ -1,9 +1,8 @@
 //! What the wrapper, its helper threads and the handle of one mount share.
 
 use std::{
-    collections::HashSet,
     ffi::OsStr,
-    fmt, fs, io,
+    fmt, fs,
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::Path,
     sync::{
@@ -18,18 +17,17 @@ use fuser::{Errno, FileAttr, FileType, INodeNo, ReplyAttr, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    Options,
     diag::{Diag, File},
     dispatch::{Dispatch, Duty, ROOT_PATIENCE},
+    options::Options,
     paths::Paths,
     teardown::Place,
 };
 use crate::{
     clock::Stamp,
-    live::Source,
     op::Op,
     record::{Detail, Record, Target},
-    snapshot::{Kind, LiveOp, Mount, On, Snapshot},
+    snapshot::Kind,
     text,
     tracker::{Parent, Start, Tracker},
 };
@@ -39,24 +37,9 @@ const WATCH: Duration = Duration::from_millis(500);
 
 const FOREVER: Duration = Duration::from_secs(24 * 60 * 60);
 
-const READINGS: u32 = 5;
-
-/// Above so many ops, one more of the kernel's is no news, and counting them again takes long.
-const FEW: u64 = 1000;
-
-const BETWEEN_READINGS: Duration = Duration::from_millis(1);
-
-/// Of younger ops nobody asks which file it is.
-const YOUNG_MS: f64 = 100.0;
-
-/// Callers that are asked for their open files in one report, and how long that may take.
-const MOST_ASKED: u32 = 64;
-
-const ASKING: Duration = Duration::from_millis(20);
-
 const ROOT: u64 = INodeNo::ROOT.0;
 
-const MAX_PATH: usize = 4096;
+pub(super) const MAX_PATH: usize = 4096;
 
 /// Bytes of a name that an op keeps.
 const MAX_ENTRY: usize = 255;
@@ -67,9 +50,9 @@ pub(super) struct Shared<F> {
     pub(super) diag: Diag,
     pub(super) paths: Paths,
     /// Where it is mounted; empty if that is not known.
-    path: Arc<str>,
+    pub(super) path: Arc<str>,
     /// The same as reports show it.
-    shown: String,
+    pub(super) shown: String,
     pub(super) place: OnceLock<Place>,
     /// For the forgets that could not be delivered at once: the kernel says nothing in it.
     pub(super) forget_request: OnceLock<Request>,
@@ -79,8 +62,8 @@ pub(super) struct Shared<F> {
     root: Mutex<Root>,
     /// A duplicate of the session's /dev/fuse, only to ask whether the connection is there.
     device: Mutex<Option<OwnedFd>>,
-    notes: Mutex<Vec<String>>,
-    ended: AtomicBool,
+    pub(super) notes: Mutex<Vec<String>>,
+    pub(super) ended: AtomicBool,
     /// It was seen to be unmounted: what is at its path now is not ours.
     unmounted: AtomicBool,
 }
@@ -104,7 +87,7 @@ impl<F: Send + Sync + 'static> Shared<F> {
         let shared = Arc::new(Self {
             tracker: tracker.clone(),
             dispatch: Dispatch::new(slots),
-            diag: Diag::new(options.look(), tracker),
+            diag: Diag::new(options, tracker),
             paths: Paths::new(),
             shown: text::visible(&path_text),
             path: path_text.into(),
@@ -309,156 +292,6 @@ impl<F> Shared<F> {
     }
 }
 
-impl<F: Send + Sync + 'static> Source for Shared<F> {
-    fn describe(&self, snapshot: &mut Snapshot, _now: Stamp) {
-        let view = self.dispatch.view();
-        let parked: HashSet<_> = view.parked.iter().copied().collect();
-        let running = view.running.iter().filter_map(|running| running.op);
-        let running: Vec<_> = running.collect();
-        let mut budget = Budget::new();
-        let mut tracked = 0;
-        for op in &mut snapshot.ops {
-            if !self.is_of_this_mount(op) {
-                continue;
-            }
-            tracked += 1;
-            self.infer_target(op, &mut budget);
-            if let Some(wait) = &mut op.phase.wait
-                && wait.on == On::Queue
-                && parked.contains(&op.id)
-            {
-                wait.all = running.len() == 1 && wait.others == 0;
-                wait.ops.clone_from(&running);
-            }
-        }
-        for ended in &mut snapshot.recent {
-            if self.is_of_this_mount(&ended.op) {
-                self.infer_target(&mut ended.op, &mut Budget::none());
-            }
-        }
-        if snapshot.totals.left_out > 0 {
-            tracked = self.tracked();
-        }
-        if self.ended.load(Relaxed) && tracked == 0 {
-            return;
-        }
-        let kernel_waiting = self.kernel_waiting(tracked);
-        let mut notes = lock(&self.notes).clone();
-        let unread = kernel_waiting.unwrap_or(0).saturating_sub(tracked);
-        if unread > 0 && self.dispatch.view().begun != view.begun {
-            notes.push(format!(
-                "{unread} more wait in the kernel to be read: the mount is busy, and moves"
-            ));
-        }
-        snapshot.mounts.push(Mount {
-            path: self.shown.clone(),
-            connection: self.place.get().map(Place::connection),
-            kernel_waiting,
-            tracked,
-            queued: view.parked_count as u64,
-            queued_bytes: view.parked_bytes as u64,
-            slots: match self.dispatch.slots() {
-                usize::MAX => 0,
-                slots => slots as u64,
-            },
-            notes,
-        });
-    }
-}
-
-impl<F> Shared<F> {
-    fn is_of_this_mount(&self, op: &LiveOp) -> bool {
-        let fuse = op.fuse.as_ref();
-        fuse.is_some_and(|fuse| fuse.mount == self.shown)
-    }
-
-    // Ops in flight now.
-    fn tracked(&self) -> u64 {
-        self.tracker.count_live(|detail| match detail {
-            Detail::Fuse { mount, .. } => Arc::ptr_eq(mount, &self.path),
-            _ => false,
-        })
-    }
-
-    // Requests come and go while the kernel's count is read, so a difference to ours is believed only
-    // if it stands in several readings; else what is `tracked` is what the kernel has.
-    fn kernel_waiting(&self, tracked: u64) -> Option<u64> {
-        let connection = self.place.get()?.connection();
-        let mut difference = i64::MAX;
-        for reading in 0..READINGS {
-            let tracked = match reading {
-                0 => tracked,
-                _ => {
-                    thread::sleep(BETWEEN_READINGS);
-                    self.tracked()
-                }
-            };
-            // Those who wait for this very report do not count.
-            let kernel = kernel_waiting(connection)?.saturating_sub(self.diag.pending());
-            let now = kernel.cast_signed() - tracked.cast_signed();
-            if now.abs() < difference.abs() {
-                difference = now;
-            }
-            if difference == 0 || tracked > FEW {
-                break;
-            }
-        }
-        Some(tracked.saturating_add_signed(difference))
-    }
-
-    // What was told is kept; without that the op has the number of its inode, and maybe a name in it.
-    fn infer_target(&self, op: &mut LiveOp, budget: &mut Budget) {
-        let untold = op.fuse.as_ref().and_then(|fuse| {
-            let rest = op.target.strip_prefix("inode ")?;
-            let entry = rest.strip_prefix(fuse.inode.as_str())?;
-            let is_entry = entry.is_empty() || entry.starts_with('/');
-            is_entry.then_some((fuse.inode.parse().ok()?, entry))
-        });
-        let Some((inode, entry)) = untold else {
-            return;
-        };
-        let path = self.paths.of(inode).or_else(|| {
-            let (place, caller) = (self.place.get()?, op.caller.as_ref()?);
-            budget.spend(op.age_ms)?;
-            place.open_file(caller.tid, inode)
-        });
-        if let Some(path) = path {
-            let path = text::visible(&text::from_bytes(&path, MAX_PATH));
-            op.target = format!("~{path}{entry}");
-        }
-    }
-}
-
-// How much of /proc may still be read for one report.
-struct Budget {
-    until: Instant,
-    left: u32,
-}
-
-impl Budget {
-    fn new() -> Self {
-        Self {
-            until: Instant::now() + ASKING,
-            left: MOST_ASKED,
-        }
-    }
-
-    fn none() -> Self {
-        Self {
-            until: Instant::now(),
-            left: 0,
-        }
-    }
-
-    fn spend(&mut self, age_ms: f64) -> Option<()> {
-        if age_ms < YOUNG_MS {
-            return None;
-        }
-        self.left = self.left.checked_sub(1)?;
-        (Instant::now() < self.until).then_some(())
-    }
-}
-
 impl<F> fmt::Debug for Shared<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared")
@@ -498,13 +331,6 @@ fn has_failed(device: &OwnedFd) -> bool {
     polled.is_ok() && fds[0].revents().contains(PollFlags::ERR)
 }
 
-/// The kernel's own count of requests without an answer.
-fn kernel_waiting(connection: u64) -> Option<u64> {
-    let path = format!("/sys/fs/fuse/connections/{connection}/waiting");
-    let text: io::Result<String> = fs::read_to_string(path);
-    text.ok()?.trim().parse().ok()
-}
-
 // proc_pid_status(5): SIGKILL is signal 9, bit 8. A thread that is gone waits for nothing.
 fn is_killed(tid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
@@ -524,7 +350,7 @@ fn has_sigkill(status: &str) -> bool {
         .any(|mask| mask & (1 << 8) != 0)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
