@@ -32,11 +32,11 @@ use crate::{
     snapshot::Outcome,
 };
 
-/// Middleware over a file system: each request is an op until its reply is sent, and `.diag` is
-/// answered beside it.
+/// Middleware over a file system: each request is an op, and `.diag` is answered beside it.
 ///
-/// [`mount`](super::mount) and its kin make one. Mounted by hand through fuser it needs an event loop
-/// to itself: see [`Options::slots`](super::Options::slots).
+/// [`mount`](super::mount) and its kin make one. One that is mounted by hand, through fuser, answers
+/// `.diag` while all its event loops are busy only if it has one to spare: see
+/// [`Options::slots`](super::Options::slots).
 pub struct Tracked<F> {
     inner: F,
     shared: Arc<Shared<F>>,
@@ -61,9 +61,11 @@ impl<F: Filesystem> Tracked<F> {
         if let Some(record) = op.as_ref().and_then(Op::record) {
             self.shared.returned(record);
         }
-        if let (Some(op), Err(panic)) = (op, result) {
-            op.fail(format!("panicked: {}", panic_text(&*panic)));
-            op.finish(Outcome::Panicked);
+        if let Err(panic) = result {
+            if let Some(op) = op {
+                op.fail(format!("panicked: {}", panic_text(&*panic)));
+                op.finish(Outcome::Panicked);
+            }
             forget_panic(panic);
         }
     }

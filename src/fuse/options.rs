@@ -66,10 +66,10 @@ impl Options {
         self
     }
 
-    /// Sets how many operations run at once in a [`Tracked`] that is mounted by hand. Its
+    /// Sets how many operations run at once in a [`Tracked`](super::Tracked) that is mounted by hand. Its
     /// `Config::n_threads` must then be one more, or `.diag` waits with the rest. Default: no limit.
     ///
-    /// [`mount`] and its kin take it from `Config::n_threads` instead.
+    /// [`mount`](super::mount) and its kin take it from `Config::n_threads` instead.
     #[must_use]
     pub fn slots(mut self, slots: usize) -> Self {
         self.slots = Some(slots);
