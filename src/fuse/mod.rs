@@ -350,12 +350,17 @@ fn explain(path: &Path, error: &io::Error) -> io::Error {
 fn look_after<F: Filesystem>(shared: &Shared<F>, mut warmer: Warmer, warmed: &mpsc::Sender<()>) {
     let mut next = Instant::now();
     let mut check_at = next;
+    let mut begun = None;
     while !shared.dispatch.is_closed() {
         let now = Instant::now();
         if now >= next {
             let result = warmer.warm();
-            if let Some(root) = warmer.root() {
-                shared.learn_root(root);
+            // A file system that nobody uses is left alone.
+            if begun != Some(shared.dispatch.view().begun) {
+                if let Some(root) = warmer.root() {
+                    shared.learn_root(root);
+                }
+                begun = Some(shared.dispatch.view().begun);
             }
             next = now
                 + if result.is_ok() {
