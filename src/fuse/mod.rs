@@ -23,6 +23,11 @@
 //! [`Op::current`](crate::Op::current) moved along. fuser's replies cannot be seen from outside, so no
 //! outcome is known but what [`fail`](crate::fail) said.
 //!
+//! `.diag` is found through the root directory. The kernel keeps its entry, which a child process looks
+//! up once a minute (no thread of this process ever calls into the mount). Under memory pressure the
+//! entry may be gone, and then a directory operation that hangs in the root hides it: ask the debug
+//! server. Give its full path: `cd mnt` asks the file system, and hangs with it.
+//!
 //! A panic in the file system is answered with EIO and the event loop lives on, where bare fuser would
 //! lose it.
 
@@ -254,8 +259,15 @@ impl Mount {
             Some(place) if !self.control.was_unmounted() => place.unmount(deadline),
             _ => Ok(()),
         };
+        // Detached by others, or mounted elsewhere as well, it may go on without its place.
+        let mut lives_on = !self.control.is_gone();
         self.control.close();
+        let abort_at = Instant::now() + teardown::GRACE;
         while !self.is_finished() && Instant::now() < deadline {
+            if lives_on && Instant::now() >= abort_at {
+                lives_on = false;
+                let _no_fusectl = self.place.as_ref().map(Place::abort_connection);
+            }
             thread::sleep(FINISH_POLL);
         }
         let finished = self.is_finished();

@@ -19,7 +19,7 @@ use rustix::{
 use super::paths;
 
 /// Ops get this long to end by themselves before they are failed.
-const GRACE: Duration = Duration::from_millis(500);
+pub(super) const GRACE: Duration = Duration::from_millis(500);
 
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -118,12 +118,18 @@ impl Place {
         Ok(())
     }
 
-    /// Fails all requests of the connection, which frees their callers.
-    pub(super) fn abort(&self, deadline: Instant) {
-        let control = format!("/sys/fs/fuse/connections/{}/abort", self.connection());
-        if fs::write(control, "1").is_err() && self.is_there() {
+    // Fails all requests, which frees their callers.
+    fn abort(&self, deadline: Instant) {
+        if !self.abort_connection() && self.is_there() {
             let _busy = self.unmount_once(UnmountFlags::FORCE, deadline);
         }
+    }
+
+    /// The same where fusectl is mounted, and only there. The connection must be known to live: its
+    /// number is used again.
+    pub(super) fn abort_connection(&self) -> bool {
+        let control = format!("/sys/fs/fuse/connections/{}/abort", self.connection());
+        fs::write(control, "1").is_ok()
     }
 
     // The kernel may write pages back first, and wait for the file system in that.
