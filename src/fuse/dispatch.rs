@@ -362,7 +362,7 @@ impl<C> Dispatch<C> {
         let mut state = self.lock();
         let (out, kept) = mem::take(&mut state.parked)
             .into_iter()
-            .partition(|op| op.tid != 0 && killed.contains(&op.tid));
+            .partition(|op| killed.contains(&op.tid));
         state.parked = kept;
         let out = Vec::from(out);
         state.parked_bytes -= out.iter().map(|op| op.bytes).sum::<usize>();
