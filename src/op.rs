@@ -90,7 +90,7 @@ impl Op {
     #[must_use]
     pub fn context(&self) -> Option<Context> {
         self.record().map(|record| Context {
-            trace: record.trace,
+            trace: record.trace(),
             op: record.id,
         })
     }
@@ -154,6 +154,7 @@ impl Op {
     }
 
     /// Changes what only this kind of op has.
+    #[cfg(feature = "http")]
     pub(crate) fn detail(&self, change: impl FnOnce(&mut Detail)) {
         if let Some(record) = self.record() {
             record.detail(change);
@@ -161,6 +162,7 @@ impl Op {
     }
 
     /// Notes body bytes that left.
+    #[cfg(feature = "http")]
     pub(crate) fn sent(&self, bytes: u64) {
         if let Some(record) = self.record() {
             record.sent(bytes, Stamp::now());
@@ -168,6 +170,7 @@ impl Op {
     }
 
     /// Notes body bytes that came in.
+    #[cfg(feature = "http")]
     pub(crate) fn received(&self, bytes: u64) {
         if let Some(record) = self.record() {
             record.received(bytes, Stamp::now());
@@ -175,6 +178,7 @@ impl Op {
     }
 
     /// Ends the op with what is known of its end. Only the first end counts.
+    #[cfg(any(feature = "fuse", feature = "http"))]
     pub(crate) fn finish(&self, outcome: Outcome) {
         if let Some(handle) = &self.handle {
             handle.end(outcome);

@@ -2,9 +2,10 @@
 
 use std::{
     borrow::Cow,
+    net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -32,7 +33,11 @@ const LAST_EVENTS: usize = 12;
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) id: OpId,
-    pub(crate) trace: TraceId,
+    trace: TraceId,
+    /// The trace that another tracing chose for it after it began.
+    retraced: OnceLock<TraceId>,
+    /// W3C trace flags, as they came.
+    trace_flags: AtomicU8,
     pub(crate) parent: Option<OpId>,
     pub(crate) parent_from: Option<ParentFrom>,
     pub(crate) kind: Kind,
@@ -45,6 +50,8 @@ pub(crate) struct Record {
     progress: AtomicU64,
     sent: AtomicU64,
     received: AtomicU64,
+    /// A [`Step`].
+    step: AtomicU8,
     inner: Mutex<Inner>,
 }
 
@@ -59,6 +66,7 @@ pub(crate) enum Target {
     #[cfg_attr(not(feature = "fuse"), expect(dead_code))]
     Inferred(Arc<str>),
     /// A URL, or a path with a query; its secrets are removed when it is shown.
+    #[cfg_attr(not(feature = "http"), expect(dead_code))]
     Url(Box<str>),
 }
 
@@ -75,11 +83,33 @@ pub(crate) enum Detail {
         uid: u32,
         mount: Arc<str>,
     },
+    #[cfg_attr(not(feature = "http"), expect(dead_code))]
     Http {
-        peer: Option<Box<str>>,
+        /// Without one, that of the target is shown.
+        peer: Option<SocketAddr>,
         route: Option<Box<str>>,
         status: Option<u16>,
     },
+}
+
+/// Who owes the next step while a body is under way. It changes with each frame, so the text is made
+/// when it is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Step {
+    None,
+    /// A server's handler has not given its next chunk.
+    Handler,
+    /// A client has not taken what there is for it.
+    Client,
+    /// A server has not sent its next chunk.
+    Server,
+    /// A caller in this process has not read what there is for it.
+    Reader,
+    /// A caller in this process has not given the next chunk of its request.
+    Writer,
+    /// A server has not taken what there is for it.
+    ServerReads,
 }
 
 /// What an op waits for.
@@ -153,6 +183,7 @@ struct Past {
 pub(crate) struct Seed {
     pub(crate) id: OpId,
     pub(crate) trace: TraceId,
+    pub(crate) trace_flags: u8,
     pub(crate) parent: Option<OpId>,
     pub(crate) parent_from: Option<ParentFrom>,
     pub(crate) kind: Kind,
@@ -167,6 +198,8 @@ impl Record {
         Self {
             id: seed.id,
             trace: seed.trace,
+            retraced: OnceLock::new(),
+            trace_flags: AtomicU8::new(seed.trace_flags),
             parent: seed.parent,
             parent_from: seed.parent_from,
             kind: seed.kind,
@@ -177,6 +210,7 @@ impl Record {
             progress: AtomicU64::new(seed.begun.0),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
+            step: AtomicU8::new(Step::None as u8),
             inner: Mutex::new(Inner {
                 target: seed.target,
                 detail: seed.detail,
@@ -227,6 +261,27 @@ impl Record {
         self.ended.load(Relaxed) != 0
     }
 
+    pub(crate) fn trace(&self) -> TraceId {
+        self.retraced.get().copied().unwrap_or(self.trace)
+    }
+
+    pub(crate) fn trace_flags(&self) -> u8 {
+        self.trace_flags.load(Relaxed)
+    }
+
+    /// Puts the op into the trace that another tracing chose.
+    #[cfg(feature = "http")]
+    pub(crate) fn take_trace(&self, trace: TraceId, flags: u8) {
+        let _ = self.retraced.set(trace);
+        self.trace_flags.store(flags, Relaxed);
+    }
+
+    /// Says who owes the next step.
+    #[cfg(feature = "http")]
+    pub(crate) fn step(&self, step: Step) {
+        self.step.store(step as u8, Relaxed);
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.lock().levels.last().is_some_and(|level| level.idle)
     }
@@ -236,11 +291,13 @@ impl Record {
         self.progress.fetch_max(now.0, Relaxed);
     }
 
+    #[cfg(feature = "http")]
     pub(crate) fn sent(&self, bytes: u64, now: Stamp) {
         self.sent.fetch_add(bytes, Relaxed);
         self.moved(now);
     }
 
+    #[cfg(feature = "http")]
     pub(crate) fn received(&self, bytes: u64, now: Stamp) {
         self.received.fetch_add(bytes, Relaxed);
         self.moved(now);
@@ -430,7 +487,13 @@ impl Record {
                 status,
             } => {
                 http = Some(Http {
-                    peer: peer.as_deref().map(text::visible),
+                    peer: match (peer, &inner.target) {
+                        (Some(peer), _) => Some(peer.to_string()),
+                        (None, Target::Url(url)) if self.kind == Kind::HttpClient => {
+                            text::host_and_port(url)
+                        }
+                        (None, _) => None,
+                    },
                     status: *status,
                     route: route.as_deref().map(text::visible),
                     sent_bytes: self.sent.load(Relaxed),
@@ -447,9 +510,13 @@ impl Record {
             Some(level) if level.idle => State::Idle,
             _ => state_of(progress, slow, stuck),
         };
+        let mut path: Vec<String> = inner.levels.iter().map(|l| text::clean(&l.name)).collect();
+        if let (Some(step), Some(innermost)) = (self.owed(), path.last_mut()) {
+            innermost.push_str(step);
+        }
         LiveOp {
             id: self.id,
-            trace_id: self.trace,
+            trace_id: self.trace(),
             parent_id: self.parent,
             parent_from: self.parent_from.clone(),
             kind: self.kind.clone(),
@@ -467,7 +534,7 @@ impl Record {
             progress_ms: millis(progress),
             state,
             phase: Phase {
-                path: inner.levels.iter().map(|l| text::clean(&l.name)).collect(),
+                path,
                 age_ms: since(inner.levels.last().map_or(self.begun, |level| level.since)),
                 wait: wait_of(&inner.waits, now),
             },
@@ -485,6 +552,21 @@ impl Record {
     /// How it ended; meaningless before.
     pub(crate) fn outcome(&self) -> Outcome {
         self.lock().outcome.clone()
+    }
+
+    // The next step and who owes it, to be put behind the innermost phase.
+    fn owed(&self) -> Option<&'static str> {
+        const TEXTS: [(Step, &str); 6] = [
+            (Step::Handler, ": waiting for the handler's next chunk"),
+            (Step::Client, ": waiting for the client to read"),
+            (Step::Server, ": waiting for the server's next chunk"),
+            (Step::Reader, ": waiting for the caller to read"),
+            (Step::Writer, ": waiting for the caller's next chunk"),
+            (Step::ServerReads, ": waiting for the server to read"),
+        ];
+        let step = self.step.load(Relaxed);
+        let text = TEXTS.iter().find(|(of, _)| *of as u8 == step)?.1;
+        (!self.has_ended()).then_some(text)
     }
 
     // Past phases and the present ones, in the order they began, each with the names above it.
@@ -608,6 +690,7 @@ mod tests {
         Record::new(Seed {
             id: OpId::mixed(1),
             trace: TraceId::mixed(1, 2),
+            trace_flags: 0,
             parent: None,
             parent_from: None,
             kind: Kind::Task,

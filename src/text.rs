@@ -103,6 +103,24 @@ fn push_url(out: &mut String, url: &str, with_authority: bool) {
     }
 }
 
+/// The host and the port of a whole URL, that of the scheme if it names none.
+pub(crate) fn host_and_port(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let authority = &rest[..end];
+    let host = authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, host)| host);
+    let has_port = host.rfind(':') > host.rfind(']');
+    let port = match scheme {
+        _ if has_port || host.is_empty() => "",
+        "https" | "wss" => ":443",
+        "http" | "ws" => ":80",
+        _ => "",
+    };
+    (!host.is_empty()).then(|| visible(&format!("{host}{port}")))
+}
+
 /// Writes out what a terminal would act on instead of showing it.
 pub(crate) fn visible(text: &str) -> String {
     if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
@@ -151,7 +169,7 @@ fn cut(text: &str, max: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_TEXT, bounded, clean, clean_url, visible};
+    use super::{MAX_TEXT, bounded, clean, clean_url, host_and_port, visible};
 
     #[test]
     fn secrets_leave_a_url() {
@@ -174,6 +192,19 @@ mod tests {
             ),
             "error for url (http://api/x?t=..): timed out, see https://a?b=.."
         );
+    }
+
+    #[test]
+    fn a_url_names_its_host_and_port() {
+        for (url, named) in [
+            ("http://u:s3cret@api/x:9", Some("api:80")),
+            ("https://[::1]?a:1", Some("[::1]:443")),
+            ("http://[::1]:8080/", Some("[::1]:8080")),
+            ("unix://", None),
+            ("/x", None),
+        ] {
+            assert_eq!(host_and_port(url).as_deref(), named);
+        }
     }
 
     #[test]

@@ -71,11 +71,11 @@ pub(crate) enum Parent {
     /// The current op; without one it is a root.
     Current,
     /// No op.
-    #[cfg_attr(not(any(feature = "fuse", feature = "http")), expect(dead_code))]
+    #[cfg_attr(not(feature = "fuse"), expect(dead_code))]
     Root,
-    /// An op in the process that sent the request.
+    /// An op in the process that sent the request, and the W3C trace flags that came with it.
     #[cfg_attr(not(feature = "http"), expect(dead_code))]
-    Remote(Context, ParentFrom),
+    Remote(Context, ParentFrom, u8),
 }
 
 impl Tracker {
@@ -190,21 +190,24 @@ impl Tracker {
         let now = Stamp::now();
         let mut waiter = None;
         let record = self.shared.insert(|id| {
-            let (trace, parent, parent_from) = match start.parent {
-                Parent::Remote(context, from) => (context.trace, Some(context.op), Some(from)),
-                Parent::Root => (self.shared.new_trace(id), None, None),
+            let (trace, trace_flags, parent, parent_from) = match start.parent {
+                Parent::Remote(context, from, flags) => {
+                    (context.trace, flags, Some(context.op), Some(from))
+                }
+                Parent::Root => (self.shared.new_trace(id), 0, None, None),
                 Parent::Current => match current() {
                     Some(parent) => {
-                        let ids = (parent.trace, Some(parent.id), None);
+                        let ids = (parent.trace(), parent.trace_flags(), Some(parent.id), None);
                         waiter = Some(parent);
                         ids
                     }
-                    None => (self.shared.new_trace(id), None, None),
+                    None => (self.shared.new_trace(id), 0, None, None),
                 },
             };
             Seed {
                 id,
                 trace,
+                trace_flags,
                 parent,
                 parent_from,
                 kind: start.kind,
