@@ -4,6 +4,8 @@ mod clock;
 pub mod context;
 #[cfg(feature = "fuse")]
 pub mod fuse;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod id;
 mod live;
 mod op;

@@ -1,1 +1,4 @@
-//! x
+//! One binary for all integration tests.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod http_bodies;

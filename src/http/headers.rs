@@ -1,0 +1,81 @@
+//! The headers that carry an op's ids to the process that serves it.
+
+use std::str::FromStr;
+
+use http::{
+    HeaderMap,
+    header::{HeaderName, HeaderValue},
+};
+
+use crate::{
+    id::{Context, HEADER, TRACEPARENT, TraceParent},
+    op::Op,
+    snapshot::ParentFrom,
+    tracker::{Parent, Tracker},
+};
+
+const INFLIGHT_OP: HeaderName = HeaderName::from_static(HEADER);
+const TRACE_PARENT: HeaderName = HeaderName::from_static(TRACEPARENT);
+
+/// Where the op of a request that came in hangs. Both headers are read: bad ones are counted.
+pub(super) fn parent(tracker: &Tracker, headers: &HeaderMap) -> Parent {
+    let call = only::<Context>(tracker, headers, &INFLIGHT_OP);
+    let trace = only::<TraceParent>(tracker, headers, &TRACE_PARENT);
+    match (call, trace) {
+        (Some(call), trace) => {
+            let same = trace.filter(|trace| trace.context.trace == call.trace);
+            let flags = same.map_or(0, |trace| trace.flags);
+            Parent::Remote(call, ParentFrom::InflightOp, flags)
+        }
+        (None, Some(trace)) => Parent::Remote(trace.context, ParentFrom::TraceParent, trace.flags),
+        (None, None) => Parent::Current,
+    }
+}
+
+/// Puts the op into the trace of a request that another tracing has named already.
+pub(super) fn take_over(tracker: &Tracker, op: &Op, headers: &HeaderMap) {
+    let trace = only::<TraceParent>(tracker, headers, &TRACE_PARENT);
+    if let (Some(trace), Some(record)) = (trace, op.record()) {
+        record.take_trace(trace.context.trace, trace.flags);
+    }
+}
+
+/// Adds the op's ids; `traceparent` only if it is wanted and there is none.
+pub(super) fn add(op: &Op, headers: &mut HeaderMap, traceparent: bool) {
+    let (Some(context), Some(record)) = (op.context(), op.record()) else {
+        return;
+    };
+    insert(headers, INFLIGHT_OP, context.to_string());
+    if traceparent && !headers.contains_key(&TRACE_PARENT) {
+        let flags = record.trace_flags();
+        insert(
+            headers,
+            TRACE_PARENT,
+            TraceParent { context, flags }.to_string(),
+        );
+    }
+}
+
+/// Takes out ids of ours that another request was given.
+pub(super) fn remove(headers: &mut HeaderMap) {
+    headers.remove(&INFLIGHT_OP);
+}
+
+// A full map is left as it is: `insert` would panic.
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: String) {
+    if let Ok(value) = HeaderValue::try_from(value) {
+        let _ = headers.try_insert(name, value);
+    }
+}
+
+// Which one of several were true nobody can tell.
+fn only<T: FromStr>(tracker: &Tracker, headers: &HeaderMap, name: &HeaderName) -> Option<T> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?;
+    let text = value.to_str().ok().filter(|_| values.next().is_none());
+    let parsed = text.and_then(|text| text.parse().ok());
+    if parsed.is_none() {
+        tracker.count_malformed();
+    }
+    parsed
+}
