@@ -62,9 +62,6 @@ pub(crate) enum Target {
     Unknown,
     /// A path or a word.
     Text(Cow<'static, str>),
-    /// A path that nobody told.
-    #[cfg_attr(not(feature = "fuse"), expect(dead_code))]
-    Inferred(Arc<str>),
     /// A URL, or a path with a query; its secrets are removed when it is shown.
     #[cfg_attr(not(feature = "http"), expect(dead_code))]
     Url(Box<str>),
@@ -527,7 +524,6 @@ impl Record {
                     .map(|fuse| format!("inode {}", fuse.inode))
                     .unwrap_or_default(),
                 Target::Text(text) => text::clean(text),
-                Target::Inferred(path) => format!("~{}", text::visible(path)),
                 Target::Url(url) => text::clean_url(url),
             },
             age_ms: since(self.begun),
