@@ -237,7 +237,7 @@ pub struct Caller {
     /// Process id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// Name of the thread.
+    /// Name of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comm: Option<String>,
     /// User id.

@@ -20,7 +20,7 @@ use fuser::{
 };
 
 use super::options::Options;
-use crate::tracker::Tracker;
+use crate::{report::Report, tracker::Tracker};
 
 // Far above what file systems number their inodes with, and still positive as an i64.
 const FIRST_INODE: u64 = 0x7fff_696e_666c_7401;
@@ -56,6 +56,7 @@ pub(super) enum File {
 
 // Where readers leave their requests and the reporter thread its answers.
 struct Desk {
+    mount: String,
     queue: Mutex<Queue>,
     arrived: Condvar,
     open: Mutex<Open>,
@@ -85,7 +86,8 @@ struct Open {
 }
 
 impl Diag {
-    pub(super) fn new(options: &Options, tracker: &Tracker) -> Self {
+    /// `mount` is where it is mounted, as reports show it.
+    pub(super) fn new(options: &Options, tracker: &Tracker, mount: &str) -> Self {
         let name = options.diag_name.clone();
         let mut json = name.clone();
         json.push(".json");
@@ -103,6 +105,7 @@ impl Diag {
             since: SystemTime::now(),
             tracker: tracker.clone(),
             desk: Arc::new(Desk {
+                mount: mount.to_owned(),
                 queue: Mutex::new(Queue::default()),
                 arrived: Condvar::new(),
                 open: Mutex::new(Open::default()),
@@ -344,7 +347,7 @@ impl Desk {
 
     // One report for all who have come before it was ready.
     fn answer(&self, tracker: &Tracker, gid: u32) {
-        let rendered = catch_unwind(AssertUnwindSafe(|| render(tracker)));
+        let rendered = catch_unwind(AssertUnwindSafe(|| render(tracker, &self.mount)));
         let [text, json] = rendered.unwrap_or_else(|_| {
             let text = "UNKNOWN: the report could not be made, its making panicked\n";
             [text.to_owned(), "null\n".to_owned()]
@@ -391,12 +394,16 @@ impl Open {
     }
 }
 
-/// What the two files say now.
-fn render(tracker: &Tracker) -> [String; 2] {
-    let snapshot = tracker.snapshot();
-    let mut json = serde_json::to_string_pretty(&snapshot).unwrap_or_default();
+/// What the two files say now of what this mount has to do with.
+fn render(tracker: &Tracker, mount: &str) -> [String; 2] {
+    #[cfg(feature = "debug")]
+    let report = Report::collect(tracker);
+    #[cfg(not(feature = "debug"))]
+    let report = Report::local(tracker);
+    let report = report.about_mount(mount);
+    let mut json = serde_json::to_string_pretty(&report).unwrap_or_default();
     json.push('\n');
-    [json.clone(), json]
+    [report.to_string(), json]
 }
 
 // proc_pid_status(5).

@@ -84,12 +84,13 @@ impl<F: Send + Sync + 'static> Shared<F> {
         options: &Options,
     ) -> Arc<Self> {
         let path_text = text::from_bytes(path.as_os_str().as_bytes(), MAX_PATH);
+        let shown = text::visible(&path_text);
         let shared = Arc::new(Self {
             tracker: tracker.clone(),
             dispatch: Dispatch::new(slots),
-            diag: Diag::new(options, tracker),
+            diag: Diag::new(options, tracker, &shown),
             paths: Paths::new(),
-            shown: text::visible(&path_text),
+            shown,
             path: path_text.into(),
             place: OnceLock::new(),
             forget_request: OnceLock::new(),

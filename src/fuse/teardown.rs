@@ -1,9 +1,7 @@
 //! Unmounts in bounded time, and only what is ours.
 
 use std::{
-    ffi::OsString,
     fs, io,
-    os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::mpsc,
@@ -17,6 +15,7 @@ use rustix::{
 };
 
 use super::paths;
+use crate::mountinfo::{self, Mounted};
 
 /// Ops get this long to end by themselves before they are failed.
 pub(super) const GRACE: Duration = Duration::from_millis(500);
@@ -35,16 +34,18 @@ pub(super) struct Place {
     device: (u32, u32),
 }
 
-struct Line {
-    place: Place,
-    is_fuse: bool,
-}
-
 impl Place {
+    fn of(mounted: Mounted) -> Self {
+        Self {
+            path: mounted.path,
+            mount_id: mounted.id,
+            device: mounted.device,
+        }
+    }
+
     /// Finds what is mounted at `path`, if it is a FUSE file system.
     pub(super) fn find(path: &Path) -> Option<Self> {
-        let lines = fs::read("/proc/self/mountinfo").ok()?;
-        topmost(&lines, path).flatten()
+        topmost(mountinfo::read().ok()?, path).flatten()
     }
 
     pub(super) fn connection(&self) -> u64 {
@@ -63,17 +64,16 @@ impl Place {
 
     /// Whether it is mounted at all, and maybe covered by another one.
     pub(super) fn exists(&self) -> bool {
-        let lines = fs::read("/proc/self/mountinfo").unwrap_or_default();
-        let mut lines = lines.split(|byte| *byte == b'\n').filter_map(parse);
-        lines.any(|line| line.is_fuse && line.place == *self)
+        let mut mounts = mountinfo::read().unwrap_or_default().into_iter();
+        mounts.any(|mount| mount.is_fuse && Self::of(mount) == *self)
     }
 
     /// Whether it is another one.
     pub(super) fn is_strangers(&self) -> bool {
-        let Ok(lines) = fs::read("/proc/self/mountinfo") else {
+        let Ok(mounts) = mountinfo::read() else {
             return true;
         };
-        match topmost(&lines, &self.path) {
+        match topmost(mounts, &self.path) {
             None => false,
             Some(top) => top.as_ref() != Some(self),
         }
@@ -187,55 +187,9 @@ fn within<T: Send + 'static>(
 
 // What is seen at a path is the last line about it: `Some(None)` if it is no FUSE file system, `None` if
 // nothing is mounted there.
-fn topmost(lines: &[u8], path: &Path) -> Option<Option<Place>> {
-    let mut lines = lines.rsplit(|byte| *byte == b'\n').filter_map(parse);
-    let top = lines.find(|line| line.place.path == path)?;
-    Some(top.is_fuse.then_some(top.place))
-}
-
-// proc_pid_mountinfo(5).
-fn parse(line: &[u8]) -> Option<Line> {
-    let mut fields = line.split(|byte| *byte == b' ');
-    let mount_id = number(fields.next()?)?;
-    let (major, minor) = std::str::from_utf8(fields.nth(1)?).ok()?.split_once(':')?;
-    let path = unescape(fields.nth(1)?).into();
-    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-    Some(Line {
-        place: Place {
-            path,
-            mount_id,
-            device: (major.parse().ok()?, minor.parse().ok()?),
-        },
-        is_fuse: kind == b"fuse" || kind == b"fuseblk" || kind.starts_with(b"fuse."),
-    })
-}
-
-fn number(field: &[u8]) -> Option<u64> {
-    std::str::from_utf8(field).ok()?.parse().ok()
-}
-
-// Blanks and backslashes are written as three octal digits.
-fn unescape(field: &[u8]) -> OsString {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, tail)) = rest.split_first() {
-        let octal = (first == b'\\')
-            .then(|| tail.get(..3))
-            .flatten()
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match octal {
-            Some(byte) => {
-                out.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                out.push(first);
-                rest = tail;
-            }
-        }
-    }
-    OsString::from_vec(out)
+fn topmost(mounts: Vec<Mounted>, path: &Path) -> Option<Option<Place>> {
+    let top = mounts.into_iter().rfind(|mount| mount.path == path)?;
+    Some(top.is_fuse.then(|| Place::of(top)))
 }
 
 #[cfg(test)]
@@ -243,24 +197,32 @@ mod tests {
     use std::path::Path;
 
     use super::{Place, topmost};
+    use crate::mountinfo::Mounted;
 
-    const LINES: &[u8] = b"\
-36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw
-40 36 0:41 / /mnt/a\\040b rw - fuse /dev/fuse rw,user_id=0
-41 36 0:42 / /mnt/two rw shared:3 - fuse.sshfs host: rw
-42 41 0:43 / /mnt/two rw - tmpfs none rw
-";
+    fn mounted(path: &str, id: u64, is_fuse: bool) -> Mounted {
+        Mounted {
+            path: path.into(),
+            id,
+            device: (0, 42),
+            is_fuse,
+        }
+    }
 
     #[test]
     fn what_is_seen_at_a_path_is_the_last_line_about_it() {
-        let place = |path| topmost(LINES, Path::new(path));
+        let mounts = vec![
+            mounted("/mnt/one", 40, true),
+            mounted("/mnt/two", 41, true),
+            mounted("/mnt/two", 42, false),
+        ];
+        let place = |path| topmost(mounts.clone(), Path::new(path));
 
         assert_eq!(
-            place("/mnt/a b"),
+            place("/mnt/one"),
             Some(Some(Place {
-                path: "/mnt/a b".into(),
+                path: "/mnt/one".into(),
                 mount_id: 40,
-                device: (0, 41),
+                device: (0, 42),
             }))
         );
         assert_eq!(place("/mnt/two"), Some(None));

@@ -1,0 +1,171 @@
+//! Finds the other processes of this machine that serve a report, and asks them for their snapshots.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http::{Request, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use tokio::{net::UnixStream, task::JoinSet, time::timeout};
+
+use super::directory;
+use crate::{
+    report::{PeerFailed, Report, seen_from_inside},
+    snapshot::Snapshot,
+    tracker::Tracker,
+};
+
+/// For all peers together.
+const DEADLINE: Duration = Duration::from_millis(300);
+
+/// No snapshot is larger.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
+
+/// Younger ops of a peer hold nobody up.
+const QUERY: &str = "/debug/inflight?format=json&min_age=100ms";
+
+enum Answer {
+    Snapshot(Box<Snapshot>),
+    Failed(PeerFailed),
+    /// Nobody is there, or it is not for us.
+    Passed,
+}
+
+impl Report {
+    /// Joins what this process knows with the snapshots of all others that serve one here.
+    ///
+    /// Blocks until they have answered, at most 300 ms: in async code use
+    /// [`collect_async`](Self::collect_async).
+    #[must_use]
+    pub fn collect(tracker: &Tracker) -> Self {
+        let (peers, failed) = if tokio::runtime::Handle::try_current().is_ok() {
+            // A thread of a runtime must not start another one.
+            std::thread::scope(|scope| scope.spawn(ask_all).join().unwrap_or_default())
+        } else {
+            ask_all()
+        };
+        // After the peers: a thread that ran before the call it made began, and still runs, is proof.
+        let (local, unknown) = seen_from_inside(tracker.snapshot());
+        let mut known = vec![local.process.clone()];
+        let peers = peers.into_iter().filter(|peer| {
+            let is_new = !known.contains(&peer.process);
+            known.push(peer.process.clone());
+            is_new
+        });
+        let peers = peers.collect();
+        Self::joined(local, peers, failed, unknown)
+    }
+
+    /// [`collect`](Self::collect) for async code on a tokio runtime.
+    pub async fn collect_async(tracker: &Tracker) -> Self {
+        let of = tracker.clone();
+        let collected = tokio::task::spawn_blocking(move || Self::collect(&of));
+        match collected.await {
+            Ok(report) => report,
+            // The runtime is going down; what is known without it is better than nothing.
+            Err(_) => Self::local(tracker),
+        }
+    }
+}
+
+// On a runtime of its own, so that it works wherever it is called, and without further threads.
+fn ask_all() -> (Vec<Snapshot>, Vec<PeerFailed>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let failed = PeerFailed {
+                address: "all others".to_owned(),
+                why: format!("no runtime to ask them with: {error}"),
+            };
+            return (Vec::new(), vec![failed]);
+        }
+    };
+    runtime.block_on(async {
+        let mut asked = JoinSet::new();
+        let directories = directory::sockets();
+        for directory in &directories {
+            for socket in &directory.sockets {
+                asked.spawn(ask(socket.clone(), directory.way_to(socket)));
+            }
+        }
+        let (mut snapshots, mut failed) = (Vec::new(), Vec::new());
+        for answer in asked.join_all().await {
+            match answer {
+                Answer::Snapshot(snapshot) => snapshots.push(*snapshot),
+                Answer::Failed(why) => failed.push(why),
+                Answer::Passed => {}
+            }
+        }
+        snapshots.sort_by_key(|snapshot| snapshot.process.pid);
+        failed.sort_by(|a, b| a.address.cmp(&b.address));
+        (snapshots, failed)
+    })
+}
+
+// The socket is shown, and reached by another way.
+async fn ask(socket: PathBuf, way: PathBuf) -> Answer {
+    let failed = |why: String| {
+        Answer::Failed(PeerFailed {
+            address: crate::text::visible(&socket.to_string_lossy()),
+            why,
+        })
+    };
+    let stream = match UnixStream::connect(&way).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            return match error.kind() {
+                io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::NotFound
+                | io::ErrorKind::PermissionDenied => Answer::Passed,
+                _ => failed(error.to_string()),
+            };
+        }
+    };
+    let peer = stream.peer_cred().ok().and_then(|cred| cred.pid());
+    if peer == Some(std::process::id().cast_signed()) {
+        return Answer::Passed;
+    }
+    match timeout(DEADLINE, snapshot(stream)).await {
+        Ok(Ok(snapshot)) => Answer::Snapshot(Box::new(snapshot)),
+        Ok(Err(why)) => failed(why),
+        Err(_) => failed(format!(
+            "{} did not answer within {} ms",
+            process(peer, &socket),
+            DEADLINE.as_millis()
+        )),
+    }
+}
+
+async fn snapshot(stream: UnixStream) -> Result<Snapshot, String> {
+    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
+    // Ends with the runtime, if not before.
+    tokio::spawn(connection);
+    let request = Request::get(QUERY)
+        .header(header::HOST, "localhost")
+        .body(Empty::<bytes::Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    let response = sender.send_request(request).await;
+    let response = response.map_err(|error| error.to_string())?;
+    if !response.status().is_success() {
+        return Err(format!("it answered {}", response.status()));
+    }
+    let body = Limited::new(response.into_body(), MOST_BYTES)
+        .collect()
+        .await;
+    let body = body.map_err(|error| error.to_string())?.to_bytes();
+    serde_json::from_slice(&body)
+        .map_err(|error| format!("it answered what is no snapshot: {error}"))
+}
+
+fn process(pid: Option<i32>, socket: &Path) -> String {
+    let pid = pid.map(|pid| pid.to_string());
+    let pid = pid.or_else(|| Some(socket.file_stem()?.to_string_lossy().into_owned()));
+    format!("process {}", pid.unwrap_or_default())
+}

@@ -1,0 +1,450 @@
+//! One or more snapshots joined: the verdict, the edges, the cycles, and what is not known.
+//!
+//! ```
+//! use inflight::{Report, Tracker, report::Verdict};
+//!
+//! let tracker = Tracker::new("indexer");
+//! let op = tracker.begin("reindex");
+//! op.phase("open index");
+//!
+//! let report = Report::local(&tracker);
+//! assert_eq!(report.verdict(), &Verdict::Ok);
+//! assert!(report.to_string().starts_with("OK: nothing is stuck. 1 op in flight"));
+//! # drop(op);
+//! ```
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    evidence,
+    graph::{self, Circle, WaitGraph, Who, Why},
+    id::OpId,
+    snapshot::{LiveOp, Resource, SCHEMA, Snapshot, State, Thread},
+    tracker::Tracker,
+};
+
+/// The snapshots of one or more processes, joined.
+///
+/// Its `Display` is the text that `.diag` shows; it serialises as `.diag.json`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: String,
+    verdict: Verdict,
+    /// When the local snapshot was taken, UTC, RFC 3339.
+    pub taken_at: String,
+    /// The snapshot of the process that made the report.
+    pub local: Snapshot,
+    /// The snapshots of other processes.
+    pub peers: Vec<Snapshot>,
+    /// The processes that were asked and did not answer.
+    pub peers_failed: Vec<PeerFailed>,
+    /// Who waits for whom.
+    pub edges: Vec<Edge>,
+    cycles: Vec<Cycle>,
+    /// The ops that wait behind a cycle and are not part of it.
+    pub blocked: Vec<OpId>,
+    /// What could not be found out, a sentence each.
+    pub unknown: Vec<String>,
+    /// The mount whose ops it is about; all ops if there is none.
+    #[serde(skip)]
+    mount: Option<String>,
+}
+
+/// What a report comes to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Verdict {
+    /// Ops wait for each other in a circle: proven, with no way round it.
+    Deadlock,
+    /// What is known is circular, but something is missing for a proof.
+    LikelyDeadlock,
+    /// Something has made no progress for the stuck threshold.
+    Stuck,
+    /// Something has made no progress for the slow threshold.
+    Slow,
+    /// Nothing is slow.
+    #[default]
+    Ok,
+    /// Nothing is slow as far as is known, but somebody did not answer.
+    Unknown,
+    /// Nothing is recorded.
+    Off,
+    /// A verdict this version does not know.
+    #[serde(untagged)]
+    Other(String),
+}
+
+/// One waits for another.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Edge {
+    /// The id of the op that waits, or `resource:PID:ID`, or `thread:PID:TID`.
+    pub from: String,
+    /// What is waited for, likewise.
+    pub to: String,
+    /// `sent`, `served_by`, `waiting_for`, `thread`, `process`, `waits`, `holds` or `slot`.
+    pub why: String,
+    /// `certain` or `likely`.
+    pub certainty: String,
+    /// Since when.
+    pub since_ms: f64,
+}
+
+/// Ops that wait for each other in a circle.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cycle {
+    /// Its members and no others, one that holds something first.
+    pub ops: Vec<OpId>,
+    /// How long all its edges have held together.
+    pub for_ms: f64,
+    /// It is proof of a deadlock: all edges are certain, and have held together for one second.
+    pub confirmed: bool,
+}
+
+/// A process that was asked for its snapshot, in vain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PeerFailed {
+    /// Its socket or URL.
+    pub address: String,
+    /// What went wrong.
+    pub why: String,
+}
+
+/// A report's snapshots with their graph: what the verdict and the text are made from.
+pub(crate) struct Analysis<'a> {
+    pub(crate) snapshots: Vec<&'a Snapshot>,
+    pub(crate) clocks: Vec<f64>,
+    pub(crate) graph: WaitGraph<'a>,
+    /// Those that have stood for long enough, and touch what the report is about.
+    pub(crate) circles: Vec<Circle>,
+    /// Which nodes the report is about.
+    pub(crate) is_in_scope: Vec<bool>,
+    /// Time since the node, or anything that it waits for, last moved.
+    pub(crate) progress_ms: Vec<f64>,
+}
+
+impl Report {
+    /// Reports what this process knows by itself.
+    #[must_use]
+    pub fn local(tracker: &Tracker) -> Self {
+        let (snapshot, unknown) = seen_from_inside(tracker.snapshot());
+        Self::joined(snapshot, Vec::new(), Vec::new(), unknown)
+    }
+
+    /// Joins snapshots, wherever they come from; the first stands for the process that asks.
+    #[must_use]
+    pub fn from_snapshots(snapshots: Vec<Snapshot>) -> Self {
+        let mut snapshots = snapshots.into_iter();
+        let local = snapshots.next().unwrap_or_default();
+        Self::joined(local, snapshots.collect(), Vec::new(), Vec::new())
+    }
+
+    pub(crate) fn joined(
+        local: Snapshot,
+        peers: Vec<Snapshot>,
+        peers_failed: Vec<PeerFailed>,
+        unknown: Vec<String>,
+    ) -> Self {
+        let mut report = Self {
+            schema: SCHEMA.to_owned(),
+            taken_at: local.taken_at.clone(),
+            local,
+            peers,
+            peers_failed,
+            unknown,
+            ..Self::default()
+        };
+        report.conclude();
+        report
+    }
+
+    /// Narrows it to the ops that one mount of this process has to do with.
+    #[cfg(feature = "fuse")]
+    pub(crate) fn about_mount(mut self, path: &str) -> Self {
+        self.mount = Some(path.to_owned());
+        self.conclude();
+        self
+    }
+
+    /// What it comes to.
+    #[must_use]
+    pub fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// The circles, proven ones first.
+    #[must_use]
+    pub fn cycles(&self) -> &[Cycle] {
+        &self.cycles
+    }
+
+    /// The ops that have not moved for the stuck threshold, nor has anything they wait for.
+    #[must_use]
+    pub fn stuck(&self) -> Vec<&LiveOp> {
+        let analysis = self.analyse();
+        let nodes = 0..analysis.graph.nodes.len();
+        nodes
+            .filter(|node| analysis.state(*node) == State::Stuck)
+            .filter_map(|node| analysis.graph.nodes[node].op())
+            .collect()
+    }
+
+    /// The ops that wait for this one, directly or not.
+    #[must_use]
+    pub fn blocked_behind(&self, op: OpId) -> Vec<OpId> {
+        let analysis = self.analyse();
+        let graph = &analysis.graph;
+        let behind = graph.node(op).map(|node| graph.behind(node));
+        let behind = behind.into_iter().flatten();
+        behind
+            .filter_map(|node| graph.nodes[node].op().map(|op| op.id))
+            .collect()
+    }
+
+    /// The local snapshot and those of the peers.
+    pub(crate) fn snapshots(&self) -> impl Iterator<Item = &Snapshot> {
+        std::iter::once(&self.local).chain(&self.peers)
+    }
+
+    pub(crate) fn analyse(&self) -> Analysis<'_> {
+        let snapshots: Vec<&Snapshot> = self.snapshots().collect();
+        let clocks = graph::clocks(&snapshots);
+        let graph = WaitGraph::new(&snapshots);
+        let is_in_scope = scope(&graph, self.mount.as_deref());
+        let mut circles = graph.circles(&clocks);
+        circles.retain(|circle| {
+            graph::has_stood(circle) && circle.members.iter().any(|node| is_in_scope[*node])
+        });
+        let progress_ms = progress(&graph);
+        Analysis {
+            snapshots,
+            clocks,
+            graph,
+            circles,
+            is_in_scope,
+            progress_ms,
+        }
+    }
+
+    fn conclude(&mut self) {
+        let analysis = self.analyse();
+        let verdict = analysis.verdict(self);
+        let edges = analysis.edges();
+        let ids = |nodes: &[usize]| {
+            let ops = nodes.iter().filter_map(|n| analysis.graph.nodes[*n].op());
+            ops.map(|op| op.id).collect()
+        };
+        let circles = analysis.circles.iter();
+        let cycles = circles
+            .map(|circle| Cycle {
+                ops: ids(&circle.members),
+                for_ms: micros(circle.for_ms),
+                confirmed: WaitGraph::is_proof(circle),
+            })
+            .collect();
+        let blocked = ids(&analysis.behind_circles());
+        (self.verdict, self.edges, self.cycles, self.blocked) = (verdict, edges, cycles, blocked);
+    }
+}
+
+impl Analysis<'_> {
+    /// How a node fares, with what it waits for taken into account.
+    pub(crate) fn state(&self, node: usize) -> State {
+        let Who::Op(op) = self.graph.nodes[node].who else {
+            return State::Running;
+        };
+        let snapshot = self.snapshots[self.graph.nodes[node].process];
+        match self.progress_ms[node] {
+            _ if op.state == State::Idle => State::Idle,
+            progress if progress >= snapshot.stuck_after_ms => State::Stuck,
+            progress if progress >= snapshot.slow_after_ms => State::Slow,
+            _ => State::Running,
+        }
+    }
+
+    /// The nodes the report is about that fare so.
+    pub(crate) fn nodes_that_are(&self, state: &State) -> Vec<usize> {
+        let nodes = 0..self.graph.nodes.len();
+        nodes
+            .filter(|node| self.is_in_scope[*node] && self.state(*node) == *state)
+            .collect()
+    }
+
+    /// The nodes that wait for a member of a circle and are none.
+    pub(crate) fn behind_circles(&self) -> Vec<usize> {
+        let members = self.circles.iter().flat_map(|circle| &circle.members);
+        let mut seen: HashSet<usize> = members.clone().copied().collect();
+        let mut behind = Vec::new();
+        for member in members {
+            let waiters = self.graph.behind(*member).into_iter();
+            behind.extend(waiters.filter(|node| seen.insert(*node)));
+        }
+        behind
+    }
+
+    fn verdict(&self, report: &Report) -> Verdict {
+        if let Some(first) = self.circles.first() {
+            return match WaitGraph::is_proof(first) {
+                true => Verdict::Deadlock,
+                false => Verdict::LikelyDeadlock,
+            };
+        }
+        if !self.nodes_that_are(&State::Stuck).is_empty() {
+            Verdict::Stuck
+        } else if !self.nodes_that_are(&State::Slow).is_empty() {
+            Verdict::Slow
+        } else if report.local.off.is_some() {
+            Verdict::Off
+        } else if !report.peers_failed.is_empty() {
+            Verdict::Unknown
+        } else {
+            Verdict::Ok
+        }
+    }
+
+    fn edges(&self) -> Vec<Edge> {
+        let mut edges = Vec::new();
+        let mut seen = HashSet::new();
+        let now = self.clocks.first().copied().unwrap_or_default();
+        for (from, node) in self.graph.nodes.iter().enumerate() {
+            for condition in &node.waits {
+                if let (Some(resource), Some(op)) = (condition.resource, node.op()) {
+                    let pid = self.pid(from);
+                    let name = format!("resource:{pid}:{}", resource.id);
+                    let wait = op.phase.wait.as_ref();
+                    edges.push(Edge {
+                        from: self.name(from),
+                        to: name.clone(),
+                        why: "waits".to_owned(),
+                        certainty: certainty(true).to_owned(),
+                        since_ms: wait.map_or(0.0, |wait| wait.since_ms),
+                    });
+                    if seen.insert(name.clone()) {
+                        edges.extend(held(&name, resource, pid));
+                    }
+                    continue;
+                }
+                edges.extend(condition.targets.iter().map(|target| Edge {
+                    from: self.name(from),
+                    to: self.name(target.node),
+                    why: target.why.word().to_owned(),
+                    certainty: certainty(target.is_certain).to_owned(),
+                    since_ms: micros(now - target.since),
+                }));
+            }
+        }
+        edges
+    }
+
+    fn name(&self, node: usize) -> String {
+        match self.graph.nodes[node].who {
+            Who::Op(op) => op.id.to_string(),
+            Who::Thread(thread) => thread_name(self.pid(node), thread),
+        }
+    }
+
+    fn pid(&self, node: usize) -> u32 {
+        self.snapshots[self.graph.nodes[node].process].process.pid
+    }
+}
+
+/// Has the process say what it alone can: where its threads sleep.
+pub(crate) fn seen_from_inside(mut snapshot: Snapshot) -> (Snapshot, Vec<String>) {
+    let mut unknown = evidence::add(&mut snapshot);
+    if snapshot.totals.not_recorded > 0 {
+        unknown.push(format!(
+            "{} ops that were not recorded, because as many were in flight as the tracker keeps",
+            snapshot.totals.not_recorded
+        ));
+    }
+    (snapshot, unknown)
+}
+
+// The nodes that have to do with ops of the mount, by any edge; all without a mount.
+fn scope(graph: &WaitGraph<'_>, mount: Option<&str>) -> Vec<bool> {
+    let nodes = &graph.nodes;
+    let Some(mount) = mount else {
+        return vec![true; nodes.len()];
+    };
+    let mut neighbours = vec![Vec::new(); nodes.len()];
+    for from in 0..nodes.len() {
+        for target in graph.out(from) {
+            neighbours[from].push(target.node);
+            neighbours[target.node].push(from);
+        }
+    }
+    let is_of_mount = |node: &usize| {
+        let op = nodes[*node].op().filter(|_| nodes[*node].process == 0);
+        let fuse = op.and_then(|op| op.fuse.as_ref());
+        fuse.is_some_and(|fuse| fuse.mount == mount)
+    };
+    let mut todo: Vec<usize> = (0..nodes.len()).filter(is_of_mount).collect();
+    let mut is_in_scope = vec![false; nodes.len()];
+    while let Some(node) = todo.pop() {
+        if !std::mem::replace(&mut is_in_scope[node], true) {
+            todo.extend(&neighbours[node]);
+        }
+    }
+    is_in_scope
+}
+
+// What is waited for moves for those who wait.
+fn progress(graph: &WaitGraph<'_>) -> Vec<f64> {
+    let own = |who| match who {
+        Who::Op(op) => f64::min(op.progress_ms, op.age_ms),
+        Who::Thread(_) => f64::MAX,
+    };
+    let mut progress: Vec<f64> = graph.nodes.iter().map(|node| own(node.who)).collect();
+    loop {
+        let mut changed = false;
+        for node in 0..progress.len() {
+            let targets = graph.out(node).map(|target| progress[target.node]);
+            let least = targets.fold(progress[node], f64::min);
+            if least < progress[node] {
+                progress[node] = least;
+                changed = true;
+            }
+        }
+        if !changed {
+            return progress;
+        }
+    }
+}
+
+fn held<'a>(name: &str, resource: &'a Resource, pid: u32) -> impl Iterator<Item = Edge> + 'a {
+    let name = name.to_owned();
+    resource.holders.iter().filter_map(move |holder| {
+        let op = holder.op.map(|op| op.to_string());
+        let thread = holder.thread.as_ref();
+        Some(Edge {
+            from: name.clone(),
+            to: op.or_else(|| Some(thread_name(pid, thread?)))?,
+            why: Why::Holds.word().to_owned(),
+            certainty: certainty(true).to_owned(),
+            since_ms: holder.since_ms,
+        })
+    })
+}
+
+fn thread_name(pid: u32, thread: &Thread) -> String {
+    format!("thread:{pid}:{}", thread.tid)
+}
+
+fn certainty(is_certain: bool) -> &'static str {
+    match is_certain {
+        true => "certain",
+        false => "likely",
+    }
+}
+
+// Three decimals, as all times of the schema.
+fn micros(ms: f64) -> f64 {
+    (ms * 1000.0).round() / 1000.0
+}
