@@ -14,8 +14,8 @@ use crate::{
 /// Lines are at most this wide.
 const WIDTH: usize = 120;
 
-/// Columns for the process and for what it does.
-const PROCESS: usize = 18;
+/// Columns for the process and for what it does, at most.
+const PROCESS: usize = 26;
 const WHAT: usize = 52;
 
 /// Lines of ops that are listed one by one; the rest is counted.
@@ -42,6 +42,8 @@ struct Text<'a> {
     shown: HashSet<usize>,
     listed: usize,
     left_out: usize,
+    /// Columns that the process and what it does really take.
+    columns: (usize, usize),
     out: String,
 }
 
@@ -54,6 +56,7 @@ impl<'a> Text<'a> {
             shown: HashSet::new(),
             listed: 0,
             left_out: 0,
+            columns: (0, 0),
             out: String::new(),
         }
     }
@@ -64,6 +67,7 @@ impl<'a> Text<'a> {
             let number = self.numbers.len() + 1;
             self.numbers.entry(*node).or_insert(number);
         }
+        self.columns = self.widths();
         self.headline(&chains);
         for chain in &chains {
             self.line("");
@@ -190,16 +194,16 @@ impl<'a> Text<'a> {
             1 => String::new(),
             n => format!("; {} below", count(n - 1, "more circle")),
         };
-        self.line(&format!(
+        self.wrapped(&format!(
             "{word} for {} (since {}): {who}{more}",
             age(circle.for_ms),
             self.since(circle.for_ms),
         ));
         if let Some(why) = self.why_only_likely(circle) {
-            self.line(&format!("Only likely, because {why}"));
+            self.wrapped(&format!("Only likely, because {why}"));
         }
         if let Some(culprit) = self.culprit(circle) {
-            self.line(&format!("Culprit: {culprit}"));
+            self.wrapped(&format!("Culprit: {culprit}"));
         }
         self.blocked_and_way_out();
     }
@@ -249,12 +253,12 @@ impl<'a> Text<'a> {
         };
         let doing = match (waits.1.why, mount(waits.1.node)) {
             (Why::Thread | Why::Process, Some(mount)) => {
-                format!("is in a file-system call on {mount}")
+                format!("waits for a file in {}", short(&mount, 40))
             }
             _ => format!("waits for {}", self.number(waits.1.node)),
         };
         Some(format!(
-            "{} {what} while it {doing}; that cannot end before {} gets it",
+            "{} {what} while it {doing}, and {} needs what it holds",
             self.number(holder),
             self.number(waiter)
         ))
@@ -272,14 +276,14 @@ impl<'a> Text<'a> {
             1 => String::new(),
             n => format!("; {} below", count(n - 1, "more cause")),
         };
-        self.line(&format!(
+        self.wrapped(&format!(
             "STUCK for {} (since {}): {what}{more}",
             age(longest),
             self.since(longest),
         ));
         if let Some(resource) = self.held_by(cause).first() {
             let held = format!("{} holds {resource}", self.number(cause));
-            self.line(&format!("Culprit: {held} while it does not move"));
+            self.wrapped(&format!("Culprit: {held} while it does not move"));
         }
         self.blocked_and_way_out();
     }
@@ -335,28 +339,24 @@ impl<'a> Text<'a> {
         let mut line = match callers.len() {
             0 => String::new(),
             n => {
-                let some = callers.iter().take(5).cloned().collect::<Vec<_>>();
+                let some: Vec<_> = callers.iter().take(5).cloned().collect();
                 let more = if n > 5 { ", .." } else { "" };
                 format!(
-                    "Blocked: {}, {}{more}.  ",
+                    "Blocked: {}, {}{more}. ",
                     count(n, "caller"),
                     some.join(", ")
                 )
             }
         };
         if let Some(connection) = self.way_out() {
-            line.push_str("To free ");
-            line.push_str(if callers.is_empty() { "it" } else { "them" });
+            let whom = if callers.len() > 1 { "them" } else { "it" };
             let _ = write!(
                 line,
-                " now: echo 1 > /sys/fs/fuse/connections/{connection}/abort"
+                " To free {whom} now: echo 1 > /sys/fs/fuse/connections/{connection}/abort   (they get errors)"
             );
-            if line.len() + 32 <= WIDTH {
-                line.push_str("   (the callers get an error)");
-            }
         }
         if !line.is_empty() {
-            self.line(line.trim_end());
+            self.wrapped(line.trim());
         }
     }
 
@@ -419,12 +419,11 @@ impl<'a> Text<'a> {
         self.shown.insert(node);
         self.listed += 1;
         let number = self.numbers.get(&node).copied().unwrap_or_default();
-        let head = format!(
-            " {:<4}{:<PROCESS$} {:<WHAT$} {:>9}",
-            format!("[{number}]"),
-            self.process_of(node),
-            self.what(node),
-            self.shown_age(node),
+        let head = self.columns(
+            &format!("[{number}]"),
+            &self.process_of(node),
+            &self.what(node),
+            self.age(node),
         );
         let details = self.details(node);
         self.with_details(&head, &details);
@@ -533,11 +532,7 @@ impl<'a> Text<'a> {
                 node = target.node;
             }
             let who = self.caller(root).unwrap_or_else(|| self.process_of(root));
-            let head = format!(
-                "     {who:<PROCESS$} {:<WHAT$} {:>9}",
-                self.what(root),
-                self.shown_age(root)
-            );
+            let head = self.columns("", &who, &self.what(root), self.age(root));
             let mut details = self.plain_details(root);
             if !arrows.is_empty() {
                 details.insert(0, arrows.trim_start().to_owned());
@@ -613,12 +608,8 @@ impl<'a> Text<'a> {
         self.line("");
         self.line("Ended not long ago, and not well or not fast");
         for (process, ended) in ended {
-            let head = format!(
-                "     {:<PROCESS$} {:<WHAT$} {:>9}",
-                self.process(process),
-                what(&ended.op),
-                age(ended.duration_ms)
-            );
+            let process = self.process(process);
+            let head = self.columns("", &process, &what(&ended.op), ended.duration_ms);
             let mut details = vec![format!("{} ago", age(ended.ended_ms))];
             let how = match (&ended.op.error, &ended.outcome) {
                 (Some(error), _) => short(error, WIDTH - 14),
@@ -832,10 +823,11 @@ impl<'a> Text<'a> {
                 details.push(format!("status {status}"));
             }
             if op.kind == Kind::HttpClient {
-                details.push(match http.status {
-                    None => format!("no answer yet, {} sent", bytes(http.sent_bytes)),
-                    Some(_) => format!("{} received", bytes(http.received_bytes)),
-                });
+                match http.status {
+                    None if http.sent_bytes == 0 && !op.phase.path.is_empty() => {}
+                    None => details.push(format!("no answer yet, {} sent", bytes(http.sent_bytes))),
+                    Some(_) => details.push(format!("{} received", bytes(http.received_bytes))),
+                }
             }
             if let Some(route) = http.route.as_ref().filter(|route| **route != op.target) {
                 details.push(format!("route {}", short(route, 60)));
@@ -924,8 +916,23 @@ impl<'a> Text<'a> {
         }
     }
 
-    fn shown_age(&self, node: usize) -> String {
-        age(self.age(node))
+    fn columns(&self, number: &str, who: &str, what: &str, ms: f64) -> String {
+        let (process, column) = self.columns;
+        format!(
+            " {number:<4} {who:<process$}  {what:<column$} {:>9}",
+            age(ms)
+        )
+    }
+
+    // As wide as what is likely to be listed, so that lines stay short.
+    fn widths(&self) -> (usize, usize) {
+        let nodes = self.in_scope().into_iter().take(4 * MOST_LISTED);
+        let widest = nodes.fold((0, 0), |(process, column), node| {
+            let caller = self.caller(node).unwrap_or_default();
+            let who = width(&self.process_of(node)).max(width(&caller));
+            (process.max(who), column.max(width(&self.what(node))))
+        });
+        (widest.0.min(PROCESS), widest.1.min(WHAT))
     }
 
     fn longest(&self, nodes: &[usize]) -> f64 {
