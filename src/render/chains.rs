@@ -1,0 +1,306 @@
+//! The ops, a line each: the proof, who waits behind it, and what ended not long ago.
+
+use std::{collections::HashSet, fmt::Write};
+
+use super::{
+    MOST_ENDED, MOST_LISTED, PROCESS, Text, WHAT, WIDTH,
+    words::{age, count, short, what, width},
+};
+use crate::{
+    graph::{Condition, Needs, Target, Who, Why},
+    report::Verdict,
+    snapshot::{Outcome, State},
+};
+
+impl<'a> Text<'a> {
+    // The circles; without one, from each cause a chain to the one that has waited for it the longest.
+    pub(super) fn chains(&self) -> Vec<Vec<usize>> {
+        let circles = &self.analysis.circles;
+        if !circles.is_empty() {
+            return circles.iter().map(|c| c.members.clone()).collect();
+        }
+        let state = match self.report.verdict() {
+            Verdict::Stuck => State::Stuck,
+            Verdict::Slow => State::Slow,
+            _ => return Vec::new(),
+        };
+        let mut chains: Vec<Vec<usize>> = Vec::new();
+        let mut known = HashSet::new();
+        for cause in self.causes(&state) {
+            let mut chain = vec![cause];
+            while let Some(waiter) = self.oldest_waiter(chain[chain.len() - 1], &chain, &known) {
+                chain.push(waiter);
+            }
+            chain.reverse();
+            known.extend(chain.iter().copied());
+            chains.push(chain);
+            if known.len() >= MOST_LISTED {
+                break;
+            }
+        }
+        chains
+    }
+
+    // What is stuck and waits for nothing else that is, the one with the most behind it first.
+    fn causes(&self, state: &State) -> Vec<usize> {
+        let graph = &self.analysis.graph;
+        let mut causes = self.analysis.nodes_that_are(state);
+        causes.retain(|node| graph.out(*node).next().is_none());
+        if causes.is_empty() {
+            // A circle too young or too open to be called one.
+            causes = self.analysis.nodes_that_are(state);
+            causes.truncate(1);
+        }
+        causes.sort_by_cached_key(|node| std::cmp::Reverse(graph.behind(*node).len()));
+        causes
+    }
+
+    fn oldest_waiter(&self, node: usize, chain: &[usize], known: &HashSet<usize>) -> Option<usize> {
+        let nodes = 0..self.analysis.graph.nodes.len();
+        let waits = |from: &usize| {
+            let mut out = self.analysis.graph.out(*from);
+            out.any(|target| target.node == node) && !chain.contains(from) && !known.contains(from)
+        };
+        let waiters = nodes.filter(waits);
+        waiters.max_by(|a, b| self.age(*a).total_cmp(&self.age(*b)))
+    }
+
+    // A line for each, and between them how one leads to the next.
+    pub(super) fn chain(&mut self, chain: &[usize]) {
+        for (at, node) in chain.iter().enumerate() {
+            self.numbered(*node);
+            let next = chain.get(at + 1);
+            self.connectors(*node, next.copied());
+        }
+    }
+
+    fn numbered(&mut self, node: usize) {
+        self.shown.insert(node);
+        self.listed += 1;
+        let number = self.numbers.get(&node).copied().unwrap_or_default();
+        let head = self.columns(
+            &format!("[{number}]"),
+            &self.process_of(node),
+            &self.what(node),
+            self.age(node),
+        );
+        let details = self.details(node);
+        self.with_details(&head, &details);
+    }
+
+    // Details follow on the line as long as they fit, then on lines of their own.
+    fn with_details(&mut self, head: &str, details: &[String]) {
+        let mut line = head.to_owned();
+        for detail in details {
+            if width(&line) + 3 + width(detail) <= WIDTH {
+                line.push_str("   ");
+            } else {
+                self.line(&line);
+                line = " ".repeat(10);
+            }
+            line.push_str(detail);
+        }
+        self.line(&line);
+    }
+
+    fn connectors(&mut self, node: usize, next: Option<usize>) {
+        let graph = &self.analysis.graph;
+        for condition in &graph.nodes[node].waits {
+            let Some(first) = condition.targets.first() else {
+                continue;
+            };
+            let to_next = condition.targets.len() == 1 && Some(first.node) == next;
+            // A wait for a resource stands in the line of the op.
+            if first.why == Why::Holds {
+                continue;
+            }
+            let what = self.connector(node, condition, first);
+            let numbers: Vec<String> = condition
+                .targets
+                .iter()
+                .take(8)
+                .map(|target| self.number(target.node))
+                .collect();
+            let named = match to_next {
+                true => String::new(),
+                false => format!(" {}", numbers.join(", ")),
+            };
+            self.line(&format!("       {what}{named}"));
+        }
+    }
+
+    fn connector(&self, node: usize, condition: &Condition<'_>, target: &Target) -> String {
+        let likely = if target.is_certain { "" } else { " (likely)" };
+        match target.why {
+            Why::Sent => format!("which sent, and waits for{likely}"),
+            Why::ServedBy => format!("which is served by{likely}"),
+            Why::WaitingFor => format!("which waits for{likely}"),
+            Why::Thread => {
+                let tid = match self.analysis.graph.nodes[node].who {
+                    Who::Op(op) => op.thread.as_ref().map_or(0, |thread| thread.tid),
+                    Who::Thread(thread) => thread.tid,
+                };
+                format!("its thread {tid} is in a file-system call{likely}")
+            }
+            Why::Process => {
+                "a thread of its process is in a file-system call, likely for it".to_owned()
+            }
+            Why::Slot if condition.needs == Needs::Any && condition.targets.len() > 1 => {
+                "which waits for any of the slots, in which are".to_owned()
+            }
+            Why::Slot => "which waits for the slot of".to_owned(),
+            Why::Holds => String::new(),
+        }
+    }
+
+    // Whoever waits for one that has a number, or for no one: a line each, with what is between.
+    pub(super) fn behind(&mut self, title: &str) {
+        let analysis = self.analysis;
+        let roots: Vec<usize> = self.roots();
+        let mut lines = Vec::new();
+        for root in roots {
+            if self.listed + lines.len() >= MOST_LISTED {
+                break;
+            }
+            let mut arrows = String::new();
+            let mut node = root;
+            let mut chain = vec![root];
+            self.shown.insert(root);
+            loop {
+                let mut out = analysis.graph.out(node);
+                let next = out.find(|t| self.numbers.contains_key(&t.node));
+                let next = next.or_else(|| analysis.graph.out(node).next());
+                let Some(target) = next else {
+                    break;
+                };
+                if let Some(number) = self.numbers.get(&target.node) {
+                    let _ = write!(arrows, " -> [{number}]");
+                    break;
+                }
+                if chain.contains(&target.node) {
+                    break;
+                }
+                if target.why == Why::Slot {
+                    arrows.push_str(" -> a slot");
+                }
+                let _ = write!(arrows, " -> {}", self.what(target.node));
+                chain.push(target.node);
+                if !self.shown.insert(target.node) {
+                    break;
+                }
+                node = target.node;
+            }
+            let who = self.caller(root).unwrap_or_else(|| self.process_of(root));
+            let head = self.columns("", &who, &self.what(root), self.age(root));
+            let mut details = self.plain_details(root);
+            if !arrows.is_empty() {
+                details.insert(0, arrows.trim_start().to_owned());
+            } else if let Some(last) = chain.last().filter(|last| **last != root) {
+                details.extend(self.plain_details(*last));
+            }
+            lines.push((head, details));
+        }
+        if lines.is_empty() {
+            return;
+        }
+        self.line("");
+        self.line(title);
+        for (head, details) in lines {
+            self.with_details(&head, &details);
+            self.listed += 1;
+        }
+    }
+
+    // Those without a line that nobody waits for, oldest first; those in a young circle come in any order.
+    fn roots(&self) -> Vec<usize> {
+        let graph = &self.analysis.graph;
+        let mut is_waited_for = vec![false; graph.nodes.len()];
+        for node in 0..graph.nodes.len() {
+            for target in graph.out(node) {
+                is_waited_for[target.node] = target.node != node;
+            }
+        }
+        let rest = self.in_scope().into_iter();
+        let mut roots: Vec<usize> = rest.filter(|node| !self.shown.contains(node)).collect();
+        roots.sort_by(|a, b| {
+            let first = is_waited_for[*a].cmp(&is_waited_for[*b]);
+            first.then(self.age(*b).total_cmp(&self.age(*a)))
+        });
+        roots.retain(|node| {
+            !is_waited_for[*node]
+                || graph
+                    .out(*node)
+                    .next()
+                    .is_some_and(|t| !is_waited_for[t.node])
+        });
+        roots
+    }
+
+    pub(super) fn rest(&mut self) {
+        let ops = self.in_scope();
+        self.left_out = ops.iter().filter(|node| !self.shown.contains(node)).count();
+        if self.left_out > 0 {
+            let left_out = count(self.left_out, "op");
+            self.line(&format!("     and {left_out} more; all stand in the JSON"));
+        }
+    }
+
+    // The end of a hang is silent: nothing but this tells that there was one.
+    pub(super) fn ended(&mut self) {
+        let slow = self.report.local.slow_after_ms;
+        let mut ended: Vec<_> = self
+            .report
+            .snapshots()
+            .enumerate()
+            .flat_map(|(process, snapshot)| snapshot.recent.iter().map(move |op| (process, op)))
+            .filter(|(_, ended)| match ended.outcome {
+                Outcome::Failed | Outcome::Panicked => true,
+                Outcome::Completed => false,
+                _ => ended.duration_ms >= slow || ended.op.error.is_some(),
+            })
+            .collect();
+        ended.sort_by(|a, b| a.1.ended_ms.total_cmp(&b.1.ended_ms));
+        ended.truncate(MOST_ENDED);
+        if ended.is_empty() {
+            return;
+        }
+        self.line("");
+        self.line("Ended not long ago, and not well or not fast");
+        for (process, ended) in ended {
+            let process = self.process(process);
+            let head = self.columns("", &process, &what(&ended.op), ended.duration_ms);
+            let mut details = vec![format!("{} ago", age(ended.ended_ms))];
+            let how = match (&ended.op.error, &ended.outcome) {
+                (Some(error), _) => short(error, WIDTH - 14),
+                (None, Outcome::Failed) => "failed".to_owned(),
+                (None, Outcome::Panicked) => "panicked".to_owned(),
+                (None, Outcome::DroppedBeforeResponse) => {
+                    "given up before there was an answer".to_owned()
+                }
+                (None, Outcome::DroppedInBody) => "given up in the body".to_owned(),
+                (None, _) => String::new(),
+            };
+            details.extend((!how.is_empty()).then_some(how));
+            self.with_details(&head, &details);
+        }
+    }
+
+    pub(super) fn columns(&self, number: &str, who: &str, what: &str, ms: f64) -> String {
+        let (process, column) = self.columns;
+        format!(
+            " {number:<4} {who:<process$}  {what:<column$} {:>9}",
+            age(ms)
+        )
+    }
+
+    // As wide as what is likely to be listed, so that lines stay short.
+    pub(super) fn widths(&self) -> (usize, usize) {
+        let nodes = self.in_scope().into_iter().take(4 * MOST_LISTED);
+        let widest = nodes.fold((0, 0), |(process, column), node| {
+            let caller = self.caller(node).unwrap_or_default();
+            let who = width(&self.process_of(node)).max(width(&caller));
+            (process.max(who), column.max(width(&self.what(node))))
+        });
+        (widest.0.min(PROCESS), widest.1.min(WHAT))
+    }
+}

@@ -1,0 +1,314 @@
+//! The first lines: the verdict in a sentence, who is to blame, who is blocked, and the way out.
+
+use std::fmt::Write;
+
+use super::{
+    Text,
+    words::{age, and, count, kind_of, short, time_of_day, wait},
+};
+use crate::{
+    graph::{Circle, Condition, Target, WaitGraph, Why},
+    report::Verdict,
+    snapshot::{Kind, State},
+};
+
+impl<'a> Text<'a> {
+    pub(super) fn headline(&mut self, chains: &[Vec<usize>]) {
+        match self.report.verdict() {
+            Verdict::Deadlock | Verdict::LikelyDeadlock => self.deadlock(),
+            Verdict::Stuck => self.stuck(chains),
+            Verdict::Slow => self.slow(),
+            Verdict::Off => {
+                let off = self.report.local.off.clone().unwrap_or_default();
+                self.line(&format!(
+                    "OFF: nothing has been recorded since {} UTC ({})",
+                    time_of_day(&off.since),
+                    off.why
+                ));
+            }
+            Verdict::Unknown => {
+                let failed = self.report.peers_failed.len();
+                let asked = failed + self.report.peers.len();
+                self.line(&format!(
+                    "UNKNOWN: {failed} of {asked} peers did not answer, and nothing is stuck as far as this process can see"
+                ));
+            }
+            _ => {
+                let ops = self.in_scope();
+                let oldest = ops.iter().map(|node| self.age(*node));
+                let oldest = oldest.fold(0.0, f64::max);
+                let in_flight = match ops.len() {
+                    0 => "Nothing is in flight".to_owned(),
+                    n => format!("{} in flight, oldest {}", count(n, "op"), age(oldest)),
+                };
+                let checked = self.checked();
+                self.line(&format!("OK: nothing is stuck. {in_flight}; {checked}"));
+            }
+        }
+    }
+
+    fn deadlock(&mut self) {
+        let analysis = self.analysis;
+        let circle = &analysis.circles[0];
+        let mut processes: Vec<usize> = circle
+            .members
+            .iter()
+            .map(|node| analysis.graph.nodes[*node].process)
+            .collect();
+        processes.sort_unstable();
+        processes.dedup();
+        let names: Vec<String> = processes.iter().map(|p| self.process(*p)).collect();
+        let who = match names.as_slice() {
+            [one] => format!("{} in {one} wait for each other", self.members(circle)),
+            names => format!("{} wait for each other", and(names)),
+        };
+        let word = match WaitGraph::is_proof(circle) {
+            true => "DEADLOCK",
+            false => "LIKELY DEADLOCK",
+        };
+        let more = match analysis.circles.len() {
+            1 => String::new(),
+            n => format!("; {} below", count(n - 1, "more circle")),
+        };
+        self.wrapped(&format!(
+            "{word} for {} (since {}): {who}{more}",
+            age(circle.for_ms),
+            self.since(circle.for_ms),
+        ));
+        if let Some(why) = self.why_only_likely(circle) {
+            self.wrapped(&format!("Only likely, because {why}"));
+        }
+        if let Some(culprit) = self.culprit(circle) {
+            self.wrapped(&format!("Culprit: {culprit}"));
+        }
+        self.blocked_and_way_out();
+    }
+
+    pub(super) fn members(&self, circle: &Circle) -> String {
+        count(circle.members.len(), "op")
+    }
+
+    fn why_only_likely(&self, circle: &Circle) -> Option<String> {
+        let likely = self.edges_within(circle);
+        let (from, target) = likely.into_iter().find(|(_, target)| !target.is_certain)?;
+        let number = |node| self.number(node);
+        Some(match target.why {
+            Why::Process => format!(
+                "{} was called by {}, on a thread that no op is known to run on: that {} made the call is a guess",
+                number(target.node),
+                self.process_of(from),
+                number(from)
+            ),
+            Why::Thread => format!(
+                "the thread of {} called {}, but was not seen asleep in that call",
+                number(from),
+                number(target.node)
+            ),
+            _ => format!(
+                "that {} is served by {} is known by its trace alone",
+                number(from),
+                number(target.node)
+            ),
+        })
+    }
+
+    // A member that holds something while it waits.
+    fn culprit(&self, circle: &Circle) -> Option<String> {
+        let within = self.edges_within(circle);
+        let held = |why: Why| within.iter().find(|(_, target)| target.why == why).copied();
+        let (waiter, target) = held(Why::Holds).or_else(|| held(Why::Slot))?;
+        let holder = target.node;
+        let waits = within.iter().find(|(from, _)| *from == holder)?;
+        let what = match self.condition(waiter, holder).and_then(|c| c.resource) {
+            Some(resource) => format!("holds {} {:?}", kind_of(resource.capacity), resource.name),
+            None => "has the only slot left".to_owned(),
+        };
+        let mount = |node: usize| {
+            let op = self.op(node)?;
+            Some(op.fuse.as_ref()?.mount.clone())
+        };
+        let doing = match (waits.1.why, mount(waits.1.node)) {
+            (Why::Thread | Why::Process, Some(mount)) => {
+                format!("waits for a file in {}", short(&mount, 40))
+            }
+            _ => format!("waits for {}", self.number(waits.1.node)),
+        };
+        Some(format!(
+            "{} {what} while it {doing}, and {} needs what it holds",
+            self.number(holder),
+            self.number(waiter)
+        ))
+    }
+
+    pub(super) fn stuck(&mut self, chains: &[Vec<usize>]) {
+        let stuck = self.analysis.nodes_that_are(&State::Stuck);
+        let longest = self.longest(&stuck);
+        let Some(cause) = chains.first().and_then(|chain| chain.last()).copied() else {
+            return;
+        };
+        let behind = self.analysis.graph.behind(cause).len();
+        let what = self.what_a_cause_does(cause, behind);
+        let more = match chains.len() {
+            1 => String::new(),
+            n => format!("; {} below", count(n - 1, "more cause")),
+        };
+        self.wrapped(&format!(
+            "STUCK for {} (since {}): {what}{more}",
+            age(longest),
+            self.since(longest),
+        ));
+        if let Some(resource) = self.held_by(cause).first() {
+            let held = format!("{} holds {resource}", self.number(cause));
+            self.wrapped(&format!("Culprit: {held} while it does not move"));
+        }
+        self.blocked_and_way_out();
+    }
+
+    fn what_a_cause_does(&self, cause: usize, behind: usize) -> String {
+        let wait = match behind {
+            0 => String::new(),
+            n => format!("{} for ", wait(n)),
+        };
+        let Some(op) = self.op(cause) else {
+            return format!("{wait}a thread that works for no op, and holds what they want");
+        };
+        let peer = op.http.as_ref().and_then(|http| http.peer.clone());
+        let has_status = op.http.as_ref().is_some_and(|http| http.status.is_some());
+        match (&op.kind, peer) {
+            (Kind::HttpClient, Some(peer)) => {
+                let wait = if behind == 0 {
+                    "1 op waits for "
+                } else {
+                    &wait
+                };
+                match has_status {
+                    false => format!("{wait}{peer}, which does not answer"),
+                    true => format!("{wait}{peer}, which has stopped in the middle of its answer"),
+                }
+            }
+            _ => {
+                let phase = op.phase.path.join(" > ");
+                let phase = match phase.as_str() {
+                    "" => String::new(),
+                    phase => format!(" (in {phase})"),
+                };
+                let what = format!("{} in {}", self.what(cause), self.process_of(cause));
+                format!("{wait}{what}, which does not move{phase}")
+            }
+        }
+    }
+
+    pub(super) fn slow(&mut self) {
+        let slow = self.analysis.nodes_that_are(&State::Slow);
+        let longest = self.longest(&slow);
+        let verb = if slow.len() == 1 { "has" } else { "have" };
+        self.line(&format!(
+            "SLOW: {} {verb} not moved for more than {}, the longest for {}",
+            count(slow.len(), "op"),
+            age(self.report.local.slow_after_ms),
+            age(longest)
+        ));
+    }
+
+    fn blocked_and_way_out(&mut self) {
+        let callers = self.callers();
+        let mut line = match callers.len() {
+            0 => String::new(),
+            n => {
+                let some: Vec<_> = callers.iter().take(5).cloned().collect();
+                let more = if n > 5 { ", .." } else { "" };
+                format!(
+                    "Blocked: {}, {}{more}. ",
+                    count(n, "caller"),
+                    some.join(", ")
+                )
+            }
+        };
+        if let Some(connection) = self.way_out() {
+            let whom = if callers.len() > 1 { "them" } else { "it" };
+            let _ = write!(
+                line,
+                " To free {whom} now: echo 1 > /sys/fs/fuse/connections/{connection}/abort   (they get errors)"
+            );
+        }
+        if !line.is_empty() {
+            self.wrapped(line.trim());
+        }
+    }
+
+    // The processes that are held up and do not report themselves.
+    pub(super) fn callers(&self) -> Vec<String> {
+        let analysis = self.analysis;
+        let mut callers: Vec<(u32, String)> = Vec::new();
+        for (node, entry) in analysis.graph.nodes.iter().enumerate() {
+            let held_up = analysis.is_in_scope[node]
+                && matches!(analysis.state(node), State::Stuck | State::Slow);
+            let caller = entry.op().and_then(|op| op.caller.as_ref());
+            let Some(caller) = caller.filter(|_| held_up) else {
+                continue;
+            };
+            let pid = caller.pid.unwrap_or(caller.tid);
+            if pid == 0 || self.reports_itself(pid) {
+                continue;
+            }
+            callers.push((pid, self.caller(node).unwrap_or_default()));
+        }
+        callers.sort();
+        callers.dedup();
+        callers.into_iter().map(|(_, name)| name).collect()
+    }
+
+    fn reports_itself(&self, pid: u32) -> bool {
+        let mut snapshots = self.analysis.snapshots.iter();
+        snapshots.any(|snapshot| snapshot.process.pid == pid)
+    }
+
+    // The connection whose end would free what is stuck, if this machine lets us end it.
+    fn way_out(&self) -> Option<u64> {
+        let analysis = self.analysis;
+        let members = analysis
+            .circles
+            .first()
+            .map(|circle| circle.members.clone());
+        let nodes = members.unwrap_or_else(|| analysis.nodes_that_are(&State::Stuck));
+        let mut mounts = nodes.iter().filter_map(|node| {
+            let op = self.op(*node)?;
+            let path = &op.fuse.as_ref()?.mount;
+            let snapshot = analysis.snapshots[analysis.graph.nodes[*node].process];
+            let mount = snapshot.mounts.iter().find(|mount| mount.path == *path)?;
+            // Who can read the kernel's count has fusectl, and may write there as well.
+            mount.kernel_waiting.and(mount.connection)
+        });
+        mounts.next()
+    }
+
+    pub(super) fn longest(&self, nodes: &[usize]) -> f64 {
+        let progress = nodes.iter().map(|node| self.analysis.progress_ms[*node]);
+        progress.fold(0.0, f64::max)
+    }
+
+    pub(super) fn since(&self, for_ms: f64) -> String {
+        let at: Option<jiff::Timestamp> = self.report.taken_at.parse().ok();
+        let span = jiff::SignedDuration::from_millis(for_ms as i64);
+        let at = at.and_then(|at| at.checked_sub(span).ok());
+        at.map_or_else(
+            || "?".to_owned(),
+            |at| format!("{} UTC", time_of_day(&at.to_string())),
+        )
+    }
+
+    fn edges_within(&self, circle: &Circle) -> Vec<(usize, Target)> {
+        let mut edges = Vec::new();
+        for from in &circle.members {
+            let inner = self.analysis.graph.out(*from);
+            let inner = inner.filter(|target| circle.members.contains(&target.node));
+            edges.extend(inner.map(|target| (*from, *target)));
+        }
+        edges
+    }
+
+    pub(super) fn condition(&self, from: usize, to: usize) -> Option<&Condition<'a>> {
+        let mut waits = self.analysis.graph.nodes[from].waits.iter();
+        waits.find(|condition| condition.targets.iter().any(|target| target.node == to))
+    }
+}
