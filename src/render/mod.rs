@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fmt::{self, Write},
+    fmt,
 };
 
 mod chains;
