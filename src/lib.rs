@@ -1,4 +1,40 @@
 //! Shows why a system of FUSE file systems and HTTP services is stuck.
+//!
+//! Each process keeps one [`Tracker`]. All it is in the middle of (a FUSE request, an HTTP request it
+//! sent, one it serves, a named task) is an op with a phase. Layers for tower services and a wrapper
+//! around a FUSE file system begin and end ops by themselves; [`phase`], [`waiting_for`] and
+//! [`resource`] say what they cannot know. A [`Report`] joins the snapshots of several processes and
+//! says who waits for whom, who holds the lock, and whether the whole is a circle. Read it with
+//! `cat mnt/.diag`, with `curl .../debug/inflight`, or in code:
+//!
+//! ```
+//! use inflight::{Report, Tracker};
+//!
+//! let tracker = Tracker::new("indexer");
+//! let op = tracker.begin("reindex");
+//! op.phase("open index");
+//!
+//! println!("{}", Report::local(&tracker));
+//! # drop(op);
+//! ```
+//!
+//! # Features
+//!
+//! None is on by default.
+//!
+//! - `http`: [`http`], tower layers for HTTP servers and clients, and `Tracker::call` for other clients.
+//! - `tokio`: `resource::Mutex` over tokio's, and `spawn_blocking` that carries the op.
+//! - `debug`: [`debug`], `/debug/inflight` as a router for your axum app and as a server of its own,
+//!   and `Report::collect`, which asks the other processes of the machine.
+//! - `fuse`: [`fuse`], a wrapper around any `fuser::Filesystem` (Linux), with `.diag` in the mount.
+//! - `full`: all of these.
+//! - `testing`: assertions for tests, and a kernel made of a socket pair for testing file systems.
+//!
+//! # What it promises
+//!
+//! Beginning, changing and ending an op cannot fail, panic or block; above its capacity a tracker
+//! counts instead of recording. `INFLIGHT=off` in the environment turns it off. No report shows
+//! passwords, query values, header values or bodies.
 
 mod clock;
 pub mod context;

@@ -3,3 +3,4 @@
 
 mod http_bodies;
 mod story;
+mod tidy;
