@@ -73,3 +73,8 @@ pub use report::Report;
 #[doc(inline)]
 pub use snapshot::{Filter, Kind, Outcome, Snapshot, State};
 pub use tracker::{Builder, Tracker};
+
+// The recipes of the README are compiled and run with the doc tests.
+#[cfg(all(doctest, feature = "full", feature = "testing"))]
+#[doc = include_str!("../README.md")]
+mod readme {}
