@@ -57,6 +57,8 @@ mod render;
 pub mod report;
 pub mod resource;
 pub mod snapshot;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod text;
 mod tracker;
 

@@ -2,5 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod http_bodies;
+mod kernel_opcodes;
+mod kernel_recorder;
 mod story;
 mod tidy;
