@@ -3,6 +3,7 @@
 
 mod http_bodies;
 mod kernel_opcodes;
+mod kernel_parking;
 mod kernel_recorder;
 mod story;
 mod tidy;
