@@ -162,6 +162,9 @@ impl<'a> Text<'a> {
             if self.listed + lines.len() >= MOST_LISTED {
                 break;
             }
+            if self.shown.contains(&root) {
+                continue;
+            }
             let mut arrows = String::new();
             let mut node = root;
             let mut chain = vec![root];
@@ -181,7 +184,14 @@ impl<'a> Text<'a> {
                     break;
                 }
                 if target.why == Why::Slot {
-                    arrows.push_str(" -> a slot");
+                    let slots = analysis.graph.out(node).count();
+                    let _ = match slots {
+                        1 => write!(arrows, " -> the slot of"),
+                        slots => write!(arrows, " -> any of {slots} slots"),
+                    };
+                    if slots > 1 {
+                        break;
+                    }
                 }
                 let _ = write!(arrows, " -> {}", self.what(target.node));
                 chain.push(target.node);
@@ -211,7 +221,7 @@ impl<'a> Text<'a> {
         }
     }
 
-    // Those without a line that nobody waits for, oldest first; those in a young circle come in any order.
+    // Those without a line: first whom nobody waits for, oldest first, then those that no chain led to.
     fn roots(&self) -> Vec<usize> {
         let graph = &self.analysis.graph;
         let mut is_waited_for = vec![false; graph.nodes.len()];
@@ -225,13 +235,6 @@ impl<'a> Text<'a> {
         roots.sort_by(|a, b| {
             let first = is_waited_for[*a].cmp(&is_waited_for[*b]);
             first.then(self.age(*b).total_cmp(&self.age(*a)))
-        });
-        roots.retain(|node| {
-            !is_waited_for[*node]
-                || graph
-                    .out(*node)
-                    .next()
-                    .is_some_and(|t| !is_waited_for[t.node])
         });
         roots
     }

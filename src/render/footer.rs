@@ -136,7 +136,8 @@ impl<'a> Text<'a> {
             let difference = waiting.abs_diff(mount.tracked);
             if waiting > mount.tracked {
                 unknown.push(format!(
-                    "{difference} more requests that the kernel counts on {}: handed off without a handle, or their reply was lost",
+                    "{} that the kernel counts on {}: handed off without a handle, or their reply was lost",
+                    count_u64(difference, "more request"),
                     mount.path
                 ));
             } else if difference > 0 {

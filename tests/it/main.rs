@@ -1,9 +1,13 @@
 //! One binary for all integration tests.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod fuse_parked;
+mod fuse_rows;
+mod fuse_unmount;
 mod http_bodies;
 mod kernel_opcodes;
 mod kernel_parking;
 mod kernel_recorder;
+mod mounted;
 mod story;
 mod tidy;
