@@ -360,7 +360,7 @@ pub(crate) fn seen_from_inside(mut snapshot: Snapshot) -> (Snapshot, Vec<String>
     let mut unknown = evidence::add(&mut snapshot);
     if snapshot.totals.not_recorded > 0 {
         unknown.push(format!(
-            "{} ops that were not recorded, because as many were in flight as the tracker keeps",
+            "ops that were not recorded ({}), because as many were in flight as the tracker keeps",
             snapshot.totals.not_recorded
         ));
     }

@@ -1,6 +1,7 @@
 //! One binary for all integration tests.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod context;
 mod fuse_parked;
 mod fuse_rows;
 mod fuse_unmount;
@@ -9,5 +10,7 @@ mod kernel_opcodes;
 mod kernel_parking;
 mod kernel_recorder;
 mod mounted;
+mod resource;
 mod story;
 mod tidy;
+mod tracker;
