@@ -44,10 +44,12 @@ pub(crate) fn clean(text: &str) -> String {
         let (head, tail) = rest.split_at(at + 3);
         out.push_str(head);
         let end = tail
-            .find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | ')' | '`'))
+            .find(|c: char| c.is_whitespace() || matches!(c, '"' | '<' | '>' | '`'))
             .unwrap_or(tail.len());
-        push_url(&mut out, &tail[..end], true);
-        rest = &tail[end..];
+        // A password may hold any of these; at the end they belong to the sentence.
+        let url = tail[..end].trim_end_matches(['.', ',', ':', ';', '\'', ')']);
+        push_url(&mut out, url, true);
+        rest = &tail[url.len()..];
     }
     out.push_str(rest);
     visible(&out)
@@ -191,6 +193,10 @@ mod tests {
                 "error for url (http://bob:s3cret@api/x?t=s3cret#f): timed out, see https://a?b=c"
             ),
             "error for url (http://api/x?t=..): timed out, see https://a?b=.."
+        );
+        assert_eq!(
+            clean("'http://bob:s3c'r)et@api/x?t=s3c)r'et', \"http://a:s3cret@b\""),
+            "'http://api/x?t=..', \"http://b\""
         );
     }
 
