@@ -43,6 +43,8 @@ pub struct WaitingFor {
 #[must_use = "dropped at once, the thread no longer works for the op"]
 pub struct Entered {
     token: u64,
+    // Where there is no stack any more: the thread is being torn down.
+    kept: Option<Op>,
     // The thread that entered is the one that leaves.
     _not_send: PhantomData<*const ()>,
 }
@@ -215,7 +217,8 @@ impl fmt::Debug for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Op");
         if let Some(record) = self.record() {
-            out.field("id", &record.id).field("name", &record.name);
+            out.field("id", &record.id)
+                .field("name", &text::clean(&record.name));
         }
         out.finish_non_exhaustive()
     }
@@ -299,8 +302,10 @@ impl Entered {
         if let Some(record) = op.record() {
             record.run_on(Stamp::now(), process::tid());
         }
+        let mut kept = Some(op);
         let token = STACK.try_with(|stack| {
             let mut stack = stack.try_borrow_mut().ok()?;
+            let op = kept.take()?;
             stack.next += 1;
             let token = stack.next;
             stack.entries.push((token, op));
@@ -308,18 +313,19 @@ impl Entered {
         });
         Self {
             token: token.ok().flatten().unwrap_or(0),
+            kept,
             _not_send: PhantomData,
         }
     }
 
     /// Takes the op back from the stack.
-    pub(crate) fn leave(self) -> Option<Op> {
+    pub(crate) fn leave(mut self) -> Option<Op> {
         let op = self.take();
         mem::forget(self);
         op
     }
 
-    fn take(&self) -> Option<Op> {
+    fn take(&mut self) -> Option<Op> {
         let op = STACK.try_with(|stack| {
             let mut stack = stack.try_borrow_mut().ok()?;
             let at = stack
@@ -328,7 +334,7 @@ impl Entered {
                 .rposition(|(token, _)| *token == self.token)?;
             Some(stack.entries.remove(at).1)
         });
-        let op = op.ok().flatten()?;
+        let op = op.ok().flatten().or_else(|| self.kept.take())?;
         if let Some(record) = op.record() {
             record.run_off(process::tid());
         }
