@@ -137,6 +137,10 @@ impl Shared {
         records
     }
 
+    pub(crate) fn find(&self, id: OpId) -> Option<Arc<Record>> {
+        self.live.get(&id).map(|entry| Arc::clone(entry.value()))
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.count.load(Relaxed)
     }

@@ -2,7 +2,7 @@
 //!
 //! Durations are milliseconds with up to three decimals, ids are lower-case hex, and numbers that may
 //! pass 2^53 are strings. A reader ignores fields it does not know and keeps values it does not know
-//! (`Other`). All fields may be missing.
+//! (`Other`). All fields but the two ids of an op may be missing.
 //!
 //! ```
 //! use inflight::{Snapshot, Tracker};

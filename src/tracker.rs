@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, Weak},
     time::Duration,
@@ -138,10 +138,13 @@ impl Tracker {
     #[must_use]
     pub fn snapshot_of(&self, filter: &Filter) -> Snapshot {
         let shared = &self.shared;
+        // Before the ops are listed: what begins meanwhile must not pass for ended.
+        let begun = shared.begun();
         let mut live = shared.live();
         let now = Stamp::now();
         live.sort_unstable_by_key(|record| (record.begun, record.id));
         let in_flight = live.len();
+        let ended = begun.saturating_sub(in_flight as u64);
         live.retain(|record| filter.keeps(&record.kind, now.since(record.begun)));
         live.truncate(filter.most());
 
@@ -167,8 +170,8 @@ impl Tracker {
                 })
                 .collect(),
             totals: Totals {
-                begun: shared.begun(),
-                ended: shared.begun().saturating_sub(in_flight as u64),
+                begun: ended + in_flight as u64,
+                ended,
                 not_recorded: shared.not_recorded(),
                 left_out: (in_flight - live.len()) as u64,
                 malformed_headers: shared.malformed(),
@@ -181,8 +184,25 @@ impl Tracker {
         snapshot
             .resources
             .sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+        let kept = snapshot.ops.len();
+        if kept < in_flight {
+            self.add_waited_for(&mut snapshot.ops, describe);
+        }
         share_progress(&mut snapshot.ops, shared.slow_after, shared.stuck_after);
+        snapshot.ops.truncate(kept);
         snapshot
+    }
+
+    // What an op waits for counts for its progress, shown or not.
+    fn add_waited_for(&self, ops: &mut Vec<LiveOp>, describe: impl Fn(&Record) -> LiveOp) {
+        let mut known: HashSet<OpId> = ops.iter().map(|op| op.id).collect();
+        let mut at = 0;
+        while let Some(op) = ops.get(at) {
+            let ids = waited_for(op).filter(|id| known.insert(*id));
+            let found: Vec<_> = ids.filter_map(|id| self.shared.find(id)).collect();
+            ops.extend(found.iter().map(|record| describe(record)));
+            at += 1;
+        }
     }
 
     /// Begins an op of any kind.
@@ -330,17 +350,18 @@ fn current() -> Option<Arc<Record>> {
     with_current(|op| op.record().map(Arc::clone)).flatten()
 }
 
+// The ops whose end would free this one.
+fn waited_for(op: &LiveOp) -> impl Iterator<Item = OpId> {
+    let wait = op.phase.wait.iter();
+    let ops = wait.filter(|wait| matches!(wait.on, On::Call | On::Op));
+    ops.flat_map(|wait| wait.ops.iter().copied())
+}
+
 // What moves the op that is waited for moves the one that waits.
 fn share_progress(ops: &mut [LiveOp], slow: Duration, stuck: Duration) {
     let index: HashMap<OpId, usize> = ops.iter().enumerate().map(|(n, op)| (op.id, n)).collect();
-    let waits = |op: &LiveOp| -> Vec<usize> {
-        let wait = op.phase.wait.iter();
-        let ops = wait.filter(|wait| matches!(wait.on, On::Call | On::Op));
-        ops.flat_map(|wait| &wait.ops)
-            .filter_map(|id| index.get(id).copied())
-            .collect()
-    };
-    let edges: Vec<Vec<usize>> = ops.iter().map(waits).collect();
+    let waits = |op| waited_for(op).filter_map(|id| index.get(&id).copied());
+    let edges: Vec<Vec<usize>> = ops.iter().map(|op| waits(op).collect()).collect();
     if edges.iter().all(Vec::is_empty) {
         return;
     }
