@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     net::SocketAddr,
+    ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -28,6 +29,10 @@ const NOTED_WAIT: Duration = Duration::from_millis(1);
 // Events kept from the start of an op; as many again and twice more are kept from its end.
 const FIRST_EVENTS: usize = 4;
 const LAST_EVENTS: usize = 12;
+
+// Phases shown from either end where more are nested.
+const LEVELS: usize = 8;
+const GAP: &str = "..";
 
 /// One op. The tracker's live set and the op's handles share it.
 #[derive(Debug)]
@@ -122,7 +127,7 @@ pub(crate) enum WaitsFor {
     Slot,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Inner {
     target: Target,
     detail: Detail,
@@ -138,7 +143,7 @@ struct Inner {
     waited_by: Option<(Arc<Record>, u32)>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Level {
     name: Cow<'static, str>,
     since: Stamp,
@@ -146,7 +151,7 @@ struct Level {
     idle: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Waiting {
     what: WaitsFor,
     since: Stamp,
@@ -160,13 +165,13 @@ struct Runner {
 }
 
 /// What is past: the first and last few events, the middle counted.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Trail {
     past: Vec<Past>,
     dropped: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Past {
     at: Stamp,
     name: Cow<'static, str>,
@@ -304,6 +309,9 @@ impl Record {
     pub(crate) fn phase(&self, now: Stamp, name: Cow<'static, str>, idle: bool) {
         let name = text::bounded(name, text::MAX_NAME);
         let mut inner = self.lock();
+        if self.has_ended() {
+            return;
+        }
         let old = inner.levels.pop();
         // A guard of nested() keeps its level when the phase in it is replaced.
         let number = match &old {
@@ -329,6 +337,9 @@ impl Record {
         let name = text::bounded(name, text::MAX_NAME);
         let mut inner = self.lock();
         let number = inner.number();
+        if self.has_ended() {
+            return number;
+        }
         inner.levels.push(Level {
             name,
             since: now,
@@ -343,7 +354,8 @@ impl Record {
     /// Leaves a level and what was left above it.
     pub(crate) fn leave(&self, now: Stamp, number: u32) {
         let mut inner = self.lock();
-        let Some(depth) = inner.levels.iter().position(|l| l.number == number) else {
+        let level = inner.levels.iter().position(|l| l.number == number);
+        let Some(depth) = level.filter(|_| !self.has_ended()) else {
             return;
         };
         while inner.levels.len() > depth {
@@ -360,11 +372,13 @@ impl Record {
     pub(crate) fn start_waiting(&self, now: Stamp, what: WaitsFor) -> u32 {
         let mut inner = self.lock();
         let number = inner.number();
-        inner.waits.push(Waiting {
-            what,
-            since: now,
-            number,
-        });
+        if !self.has_ended() {
+            inner.waits.push(Waiting {
+                what,
+                since: now,
+                number,
+            });
+        }
         number
     }
 
@@ -401,7 +415,10 @@ impl Record {
     }
 
     pub(crate) fn run_on(&self, now: Stamp, tid: u32) {
-        self.lock().runners.push(Runner { tid, since: now });
+        let mut inner = self.lock();
+        if !self.has_ended() {
+            inner.runners.push(Runner { tid, since: now });
+        }
     }
 
     pub(crate) fn run_off(&self, tid: u32) {
@@ -412,7 +429,10 @@ impl Record {
     }
 
     pub(crate) fn set_target(&self, target: Target) {
-        self.lock().target = target;
+        let mut inner = self.lock();
+        if !self.has_ended() {
+            inner.target = target;
+        }
     }
 
     /// What was said that the op works on.
@@ -426,7 +446,10 @@ impl Record {
 
     pub(crate) fn fail(&self, failure: Cow<'static, str>) {
         let failure = text::bounded(failure, text::MAX_TEXT);
-        self.lock().failure = Some(failure.into());
+        let mut inner = self.lock();
+        if !self.has_ended() {
+            inner.failure = Some(failure.into());
+        }
     }
 
     /// Changes what only this kind of op has. `change` is our own code and takes no lock.
@@ -440,7 +463,8 @@ impl Record {
             0 => now,
             ended => Stamp(ended),
         };
-        let inner = self.lock();
+        // A copy: nobody who moves the op waits until it is written out.
+        let inner = self.lock().clone();
         let since = |stamp: Stamp| millis(now.since(stamp));
         let progress = now.since(Stamp(self.progress.load(Relaxed)));
         let mut runners: SmallVec<[Runner; 4]> = inner.runners.clone().into_iter().collect();
@@ -507,7 +531,8 @@ impl Record {
             Some(level) if level.idle => State::Idle,
             _ => state_of(progress, slow, stuck),
         };
-        let mut path: Vec<String> = inner.levels.iter().map(|l| text::clean(&l.name)).collect();
+        let levels = inner.shown_levels();
+        let mut path = with_gaps(levels.map(|(depth, l)| (depth, text::clean(&l.name))));
         if let (Some(step), Some(innermost)) = (self.owed(), path.last_mut()) {
             innermost.push_str(step);
         }
@@ -535,7 +560,7 @@ impl Record {
                 wait: wait_of(&inner.waits, now),
             },
             events: self.events(&inner),
-            events_dropped: inner.trail.dropped,
+            events_dropped: inner.trail.dropped + inner.hidden_levels().len() as u64,
             error: inner.failure.as_deref().map(text::clean),
             thread: threads.next(),
             more_threads: threads.collect(),
@@ -571,20 +596,20 @@ impl Record {
             let waited = past.waited.map(millis);
             (past.at, past.depth as usize, &past.name, waited)
         });
-        let levels = inner.levels.iter().enumerate();
+        let levels = inner.shown_levels();
         let now = levels.map(|(depth, level)| (level.since, depth, &level.name, None));
         let mut all: Vec<_> = past.chain(now).collect();
         all.sort_by_key(|(at, depth, ..)| (*at, *depth));
-        let mut path: Vec<String> = Vec::new();
+        let mut path: Vec<(usize, String)> = Vec::new();
         all.into_iter()
             .map(|(at, depth, name, for_ms)| {
                 let name = text::clean(name);
                 let phase = if for_ms.is_some() {
                     format!("waited for {name}")
                 } else {
-                    path.truncate(depth);
-                    path.push(name);
-                    path.join(" > ")
+                    path.retain(|(above, _)| *above < depth);
+                    path.push((depth, name));
+                    text::visible(&with_gaps(path.iter().cloned()).join(" > "))
                 };
                 Event {
                     at_ms: millis(at.since(self.begun)),
@@ -604,6 +629,17 @@ impl Inner {
     fn number(&mut self) -> u32 {
         self.next = self.next.wrapping_add(1);
         self.next
+    }
+
+    fn hidden_levels(&self) -> Range<usize> {
+        LEVELS..self.levels.len().saturating_sub(LEVELS).max(LEVELS)
+    }
+
+    // The levels with their depths; of very many the first and the last.
+    fn shown_levels(&self) -> impl Iterator<Item = (usize, &Level)> {
+        let hidden = self.hidden_levels();
+        let levels = self.levels.iter().enumerate();
+        levels.filter(move |(depth, _)| !hidden.contains(depth))
     }
 }
 
@@ -626,6 +662,20 @@ impl Trail {
         }
         self.past.push(past);
     }
+}
+
+// The names with a mark where the depth jumps.
+fn with_gaps(path: impl Iterator<Item = (usize, String)>) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut next = 0;
+    for (depth, name) in path {
+        if depth != next {
+            names.push(GAP.to_owned());
+        }
+        names.push(name);
+        next = depth + 1;
+    }
+    names
 }
 
 /// Judges by progress alone.
