@@ -4,7 +4,7 @@
 //! something it waits for leaves it no way out. Ops that are doomed by each other are a cycle; the
 //! others that are doomed stand behind one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::{
     id::OpId,
@@ -19,6 +19,8 @@ const PROOF_MS: f64 = 1000.0;
 pub(crate) struct WaitGraph<'a> {
     pub(crate) nodes: Vec<Node<'a>>,
     index: HashMap<OpId, usize>,
+    /// The edges the other way round: who waits for a node.
+    pub(crate) waiters: Vec<Vec<usize>>,
 }
 
 /// An op, or a thread that holds a resource without one.
@@ -107,11 +109,22 @@ impl<'a> WaitGraph<'a> {
                 });
             }
         }
-        let mut graph = Self { nodes, index };
+        let mut graph = Self {
+            nodes,
+            index,
+            waiters: Vec::new(),
+        };
         let mut joined = Join::new(snapshots, &mut graph);
         joined.stated();
         joined.served();
         joined.threads();
+        graph.waiters = vec![Vec::new(); graph.nodes.len()];
+        for from in 0..graph.nodes.len() {
+            let targets: Vec<usize> = graph.out(from).map(|target| target.node).collect();
+            targets
+                .into_iter()
+                .for_each(|to| graph.waiters[to].push(from));
+        }
         graph
     }
 
@@ -154,37 +167,26 @@ impl<'a> WaitGraph<'a> {
     /// Which nodes can never go on; with `strictly` only certain edges count.
     pub(crate) fn doomed(&self, strictly: bool) -> Vec<bool> {
         let mut doomed = vec![true; self.nodes.len()];
-        // All are, until they are shown to have a way out; who is free frees others.
-        loop {
-            let mut changed = false;
-            for node in 0..self.nodes.len() {
-                let waits = &self.nodes[node].waits;
-                let is_held = |wait: &Condition<'_>| wait.is_final(&doomed, strictly);
-                if doomed[node] && !waits.iter().any(is_held) {
-                    doomed[node] = false;
-                    changed = true;
-                }
-            }
-            if !changed {
-                return doomed;
+        // All are, until they are shown to have a way out; who is free may free those who wait for it.
+        let mut todo: Vec<usize> = (0..self.nodes.len()).collect();
+        while let Some(node) = todo.pop() {
+            let mut waits = self.nodes[node].waits.iter();
+            if doomed[node] && !waits.any(|wait| wait.is_final(&doomed, strictly)) {
+                doomed[node] = false;
+                todo.extend(&self.waiters[node]);
             }
         }
+        doomed
     }
 
-    /// The nodes that wait for this one, directly or not, nearest first.
-    pub(crate) fn behind(&self, node: usize) -> Vec<usize> {
-        let mut waiters = vec![Vec::new(); self.nodes.len()];
-        for from in 0..self.nodes.len() {
-            for target in self.out(from) {
-                waiters[target.node].push(from);
-            }
-        }
+    /// The nodes that wait for any of these, directly or not, nearest first.
+    pub(crate) fn behind(&self, nodes: &[usize]) -> Vec<usize> {
         let mut seen = vec![false; self.nodes.len()];
-        seen[node] = true;
-        let mut found = vec![node];
+        nodes.iter().for_each(|node| seen[*node] = true);
+        let mut found = nodes.to_vec();
         let mut at = 0;
         while at < found.len() {
-            for waiter in &waiters[found[at]] {
+            for waiter in &self.waiters[found[at]] {
                 if !seen[*waiter] {
                     seen[*waiter] = true;
                     found.push(*waiter);
@@ -192,8 +194,7 @@ impl<'a> WaitGraph<'a> {
             }
             at += 1;
         }
-        found.remove(0);
-        found
+        found.split_off(nodes.len())
     }
 
     // Strongly connected parts of what is doomed.
@@ -211,12 +212,13 @@ impl<'a> WaitGraph<'a> {
                     .collect()
             })
             .collect();
-        for members in components(&edges) {
-            let within = |node: &usize| members.contains(node);
+        let mut part = vec![usize::MAX; self.nodes.len()];
+        for (number, members) in components(&edges).into_iter().enumerate() {
+            members.iter().for_each(|node| part[*node] = number);
             let inner: Vec<&&Target> = members
                 .iter()
                 .flat_map(|node| &edges[*node])
-                .filter(|target| within(&target.node))
+                .filter(|target| part[target.node] == number)
                 .collect();
             if inner.is_empty() {
                 continue;
@@ -224,38 +226,16 @@ impl<'a> WaitGraph<'a> {
             let youngest = inner.iter().map(|t| t.since).fold(f64::MIN, f64::max);
             let processes = members.iter().map(|node| self.nodes[*node].process);
             let seen_at = processes.map(|p| clocks[p]).fold(f64::MAX, f64::min);
+            let held = |why: Why| inner.iter().find(|t| t.why == why).map(|t| t.node);
+            let first = held(Why::Holds).or_else(|| held(Why::Slot));
+            let first = first.unwrap_or(members[0]);
+            let is_member = |node: usize| part[node] == number;
             into.push(Circle {
                 for_ms: (seen_at - youngest).max(0.0),
                 is_certain: inner.iter().all(|target| target.is_certain),
-                members: self.in_order(members, &edges),
+                members: in_order(first, is_member, &edges),
             });
         }
-    }
-
-    // Begins with one that holds what another member waits for, then follows the waits.
-    fn in_order(&self, members: Vec<usize>, edges: &[Vec<&Target>]) -> Vec<usize> {
-        let is_held = |node: &usize, why: Why| {
-            members.iter().any(|from| {
-                let mut out = edges[*from].iter();
-                out.any(|target| target.node == *node && target.why == why)
-            })
-        };
-        let held = |why| members.iter().copied().find(|node| is_held(node, why));
-        let oldest = members.iter().copied().min();
-        let Some(first) = held(Why::Holds).or_else(|| held(Why::Slot)).or(oldest) else {
-            return members;
-        };
-        let mut order = Vec::with_capacity(members.len());
-        let mut stack = vec![first];
-        while let Some(node) = stack.pop() {
-            if order.contains(&node) {
-                continue;
-            }
-            order.push(node);
-            let next = edges[node].iter().rev().map(|target| target.node);
-            stack.extend(next.filter(|node| members.contains(node)));
-        }
-        order
     }
 }
 
@@ -612,6 +592,21 @@ fn needs(wait: &Wait) -> Needs {
         true => Needs::All,
         false => Needs::Any,
     }
+}
+
+// Begins with one that holds what another member waits for, then follows the waits.
+fn in_order(first: usize, is_member: impl Fn(usize) -> bool, edges: &[Vec<&Target>]) -> Vec<usize> {
+    let mut order = Vec::new();
+    let mut seen = HashSet::new();
+    let mut stack = vec![first];
+    while let Some(node) = stack.pop() {
+        if seen.insert(node) {
+            order.push(node);
+            let next = edges[node].iter().rev().map(|target| target.node);
+            stack.extend(next.filter(|node| is_member(*node)));
+        }
+    }
+    order
 }
 
 // Tarjan's algorithm, with a stack of its own: a chain may be as long as there are ops.

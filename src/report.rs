@@ -201,7 +201,7 @@ impl Report {
     pub fn blocked_behind(&self, op: OpId) -> Vec<OpId> {
         let analysis = self.analyse();
         let graph = &analysis.graph;
-        let behind = graph.node(op).map(|node| graph.behind(node));
+        let behind = graph.node(op).map(|node| graph.behind(&[node]));
         let behind = behind.into_iter().flatten();
         behind
             .filter_map(|node| graph.nodes[node].op().map(|op| op.id))
@@ -280,13 +280,7 @@ impl Analysis<'_> {
     /// The nodes that wait for a member of a circle and are none.
     pub(crate) fn behind_circles(&self) -> Vec<usize> {
         let members = self.circles.iter().flat_map(|circle| &circle.members);
-        let mut seen: HashSet<usize> = members.clone().copied().collect();
-        let mut behind = Vec::new();
-        for member in members {
-            let waiters = self.graph.behind(*member).into_iter();
-            behind.extend(waiters.filter(|node| seen.insert(*node)));
-        }
-        behind
+        self.graph.behind(&members.copied().collect::<Vec<_>>())
     }
 
     fn verdict(&self, report: &Report) -> Verdict {
@@ -373,13 +367,6 @@ fn scope(graph: &WaitGraph<'_>, mount: Option<&str>) -> Vec<bool> {
     let Some(mount) = mount else {
         return vec![true; nodes.len()];
     };
-    let mut neighbours = vec![Vec::new(); nodes.len()];
-    for from in 0..nodes.len() {
-        for target in graph.out(from) {
-            neighbours[from].push(target.node);
-            neighbours[target.node].push(from);
-        }
-    }
     let is_of_mount = |node: &usize| {
         let op = nodes[*node].op().filter(|_| nodes[*node].process == 0);
         let fuse = op.and_then(|op| op.fuse.as_ref());
@@ -389,7 +376,8 @@ fn scope(graph: &WaitGraph<'_>, mount: Option<&str>) -> Vec<bool> {
     let mut is_in_scope = vec![false; nodes.len()];
     while let Some(node) = todo.pop() {
         if !std::mem::replace(&mut is_in_scope[node], true) {
-            todo.extend(&neighbours[node]);
+            todo.extend(&graph.waiters[node]);
+            todo.extend(graph.out(node).map(|target| target.node));
         }
     }
     is_in_scope
@@ -402,20 +390,21 @@ fn progress(graph: &WaitGraph<'_>) -> Vec<f64> {
         Who::Thread(_) => f64::MAX,
     };
     let mut progress: Vec<f64> = graph.nodes.iter().map(|node| own(node.who)).collect();
-    loop {
-        let mut changed = false;
-        for node in 0..progress.len() {
-            let targets = graph.out(node).map(|target| progress[target.node]);
-            let least = targets.fold(progress[node], f64::min);
-            if least < progress[node] {
-                progress[node] = least;
-                changed = true;
+    let mut order: Vec<usize> = (0..progress.len()).collect();
+    order.sort_by(|a, b| progress[*a].total_cmp(&progress[*b]));
+    let mut is_known = vec![false; progress.len()];
+    // From the one that moved last: all who wait for it, and are not known yet, moved with it.
+    for node in order {
+        let mut todo = vec![node];
+        let moved = progress[node];
+        while let Some(node) = todo.pop() {
+            if !std::mem::replace(&mut is_known[node], true) {
+                progress[node] = moved;
+                todo.extend(&graph.waiters[node]);
             }
         }
-        if !changed {
-            return progress;
-        }
     }
+    progress
 }
 
 fn held<'a>(name: &str, resource: &'a Resource, pid: u32) -> impl Iterator<Item = Edge> + 'a {

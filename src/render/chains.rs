@@ -51,23 +51,27 @@ impl<'a> Text<'a> {
             causes = self.analysis.nodes_that_are(state);
             causes.truncate(1);
         }
-        causes.sort_by_cached_key(|node| std::cmp::Reverse(graph.behind(*node).len()));
+        causes.sort_by(|a, b| self.age(*b).total_cmp(&self.age(*a)));
+        causes.truncate(MOST_LISTED);
+        causes.sort_by_cached_key(|node| std::cmp::Reverse(graph.behind(&[*node]).len()));
         causes
     }
 
     fn oldest_waiter(&self, node: usize, chain: &[usize], known: &HashSet<usize>) -> Option<usize> {
-        let nodes = 0..self.analysis.graph.nodes.len();
-        let waits = |from: &usize| {
-            let mut out = self.analysis.graph.out(*from);
-            out.any(|target| target.node == node) && !chain.contains(from) && !known.contains(from)
-        };
-        let waiters = nodes.filter(waits);
+        let waiters = self.analysis.graph.waiters[node].iter().copied();
+        let waiters = waiters.filter(|from| !chain.contains(from) && !known.contains(from));
         waiters.max_by(|a, b| self.age(*a).total_cmp(&self.age(*b)))
     }
 
     // A line for each, and between them how one leads to the next.
     pub(super) fn chain(&mut self, chain: &[usize]) {
         for (at, node) in chain.iter().enumerate() {
+            if at == MOST_LISTED {
+                let left = count(chain.len() - at, "more op");
+                self.line(&format!("     and {left}, each waiting for the next"));
+                self.shown.extend(&chain[at..]);
+                break;
+            }
             self.numbered(*node);
             let next = chain.get(at + 1);
             self.connectors(*node, next.copied());
@@ -224,16 +228,14 @@ impl<'a> Text<'a> {
     // Those without a line: first whom nobody waits for, oldest first, then those that no chain led to.
     fn roots(&self) -> Vec<usize> {
         let graph = &self.analysis.graph;
-        let mut is_waited_for = vec![false; graph.nodes.len()];
-        for node in 0..graph.nodes.len() {
-            for target in graph.out(node) {
-                is_waited_for[target.node] = target.node != node;
-            }
-        }
+        let is_waited_for = |node: &usize| {
+            let waiters = graph.waiters[*node].iter();
+            waiters.filter(|waiter| *waiter != node).count() > 0
+        };
         let rest = self.in_scope().into_iter();
         let mut roots: Vec<usize> = rest.filter(|node| !self.shown.contains(node)).collect();
         roots.sort_by(|a, b| {
-            let first = is_waited_for[*a].cmp(&is_waited_for[*b]);
+            let first = is_waited_for(a).cmp(&is_waited_for(b));
             first.then(self.age(*b).total_cmp(&self.age(*a)))
         });
         roots

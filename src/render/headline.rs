@@ -59,6 +59,9 @@ impl<'a> Text<'a> {
         processes.dedup();
         let names: Vec<String> = processes.iter().map(|p| self.process(*p)).collect();
         let who = match names.as_slice() {
+            [one] if circle.members.len() == 1 => {
+                format!("1 op in {one} waits for what it holds itself")
+            }
             [one] => format!("{} in {one} wait for each other", self.members(circle)),
             names => format!("{} wait for each other", and(names)),
         };
@@ -146,7 +149,7 @@ impl<'a> Text<'a> {
         let Some(cause) = chains.first().and_then(|chain| chain.last()).copied() else {
             return;
         };
-        let behind = self.analysis.graph.behind(cause).len();
+        let behind = self.analysis.graph.behind(&[cause]).len();
         let what = self.what_a_cause_does(cause, behind);
         let more = match chains.len() {
             1 => String::new(),

@@ -10,6 +10,7 @@ mod kernel_opcodes;
 mod kernel_parking;
 mod kernel_recorder;
 mod mounted;
+mod report;
 mod resource;
 mod story;
 mod tidy;
