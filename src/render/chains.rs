@@ -1,6 +1,6 @@
 //! The ops, a line each: the proof, who waits behind it, and what ended not long ago.
 
-use std::{collections::HashSet, fmt::Write};
+use std::collections::HashSet;
 
 use super::{
     MOST_ENDED, MOST_LISTED, PROCESS, Text, WHAT, WIDTH,
@@ -159,7 +159,6 @@ impl<'a> Text<'a> {
 
     // Whoever waits for one that has a number, or for no one: a line each, with what is between.
     pub(super) fn behind(&mut self, title: &str) {
-        let analysis = self.analysis;
         let roots: Vec<usize> = self.roots();
         let mut lines = Vec::new();
         for root in roots {
@@ -169,49 +168,11 @@ impl<'a> Text<'a> {
             if self.shown.contains(&root) {
                 continue;
             }
-            let mut arrows = String::new();
-            let mut node = root;
-            let mut chain = vec![root];
             self.shown.insert(root);
-            loop {
-                let mut out = analysis.graph.out(node);
-                let next = out.find(|t| self.numbers.contains_key(&t.node));
-                let next = next.or_else(|| analysis.graph.out(node).next());
-                let Some(target) = next else {
-                    break;
-                };
-                if let Some(number) = self.numbers.get(&target.node) {
-                    let _ = write!(arrows, " -> [{number}]");
-                    break;
-                }
-                if chain.contains(&target.node) {
-                    break;
-                }
-                if target.why == Why::Slot {
-                    let slots = analysis.graph.out(node).count();
-                    let _ = match slots {
-                        1 => write!(arrows, " -> the slot of"),
-                        slots => write!(arrows, " -> any of {slots} slots"),
-                    };
-                    if slots > 1 {
-                        break;
-                    }
-                }
-                let _ = write!(arrows, " -> {}", self.what(target.node));
-                chain.push(target.node);
-                if !self.shown.insert(target.node) {
-                    break;
-                }
-                node = target.node;
-            }
+            let mut details = self.hops(root);
+            details.extend(self.plain_details(root));
             let who = self.caller(root).unwrap_or_else(|| self.process_of(root));
             let head = self.columns("", &who, &self.what(root), self.age(root));
-            let mut details = self.plain_details(root);
-            if !arrows.is_empty() {
-                details.insert(0, arrows.trim_start().to_owned());
-            } else if let Some(last) = chain.last().filter(|last| **last != root) {
-                details.extend(self.plain_details(*last));
-            }
             lines.push((head, details));
         }
         if lines.is_empty() {
@@ -222,6 +183,51 @@ impl<'a> Text<'a> {
         for (head, details) in lines {
             self.with_details(&head, &details);
             self.listed += 1;
+        }
+    }
+
+    // What it waits for, and what that waits for, up to one that has a line.
+    fn hops(&mut self, root: usize) -> Vec<String> {
+        let analysis = self.analysis;
+        let mut hops = Vec::new();
+        let mut chain = vec![root];
+        loop {
+            let node = chain[chain.len() - 1];
+            let mut out = analysis.graph.out(node);
+            let numbered = out.find(|target| self.numbers.contains_key(&target.node));
+            let Some(target) = numbered.or_else(|| analysis.graph.out(node).next()) else {
+                return hops;
+            };
+            let next = target.node;
+            if let Some(number) = self.numbers.get(&next) {
+                hops.push(format!("-> [{number}]"));
+                return hops;
+            }
+            let slots = analysis.graph.out(node).count();
+            if target.why == Why::Slot && slots > 1 {
+                hops.push(format!("-> any of {slots} slots"));
+                return hops;
+            }
+            if chain.contains(&next) {
+                return hops;
+            }
+            let slot = if target.why == Why::Slot {
+                "the slot of "
+            } else {
+                ""
+            };
+            // Told once; those who come later name it alone.
+            let said = match self.shown.insert(next) {
+                true => {
+                    let phase = self.op(next).and_then(|op| op.phase.path.last());
+                    let phase = phase.filter(|_| slot.is_empty());
+                    let phase = phase.map(|phase| format!(", {}", short(phase, 36)));
+                    format!(" ({}{})", age(self.age(next)), phase.unwrap_or_default())
+                }
+                false => String::new(),
+            };
+            hops.push(format!("-> {slot}{}{said}", self.what(next)));
+            chain.push(next);
         }
     }
 

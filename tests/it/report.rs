@@ -259,7 +259,7 @@ Blocked: 1 caller, bash[512].  To free it now: echo 1 > /sys/fs/fuse/connections
 
 Behind it, not part of it
       bash[512]          flush /conversation/1b9b/send                29.9 s
-          -> POST 127.0.0.1:9999/api/conversations/new -> [1]
+          -> POST 127.0.0.1:9999/api/conversations/new (29.9 s, waiting for the answer)   -> [1]
 
 In flight: 4 ops here, 2 in shelley[444]; nothing else is slow
 Checked: kernel 2 waiting, 2 tracked; 1 peer asked, 1 answered
