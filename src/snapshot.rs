@@ -42,9 +42,11 @@ pub struct Snapshot {
     /// Set when the tracker is off: what is in flight is then not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub off: Option<Off>,
-    /// Without progress for this long, an op is slow.
+    /// Without progress for this long, an op is slow; a second if it is missing.
+    #[serde(default = "a_second")]
     pub slow_after_ms: f64,
-    /// Without progress for this long, an op is stuck.
+    /// Without progress for this long, an op is stuck; ten seconds if it is missing.
+    #[serde(default = "ten_seconds")]
     pub stuck_after_ms: f64,
     /// The ops in flight, oldest first.
     pub ops: Vec<LiveOp>,
@@ -507,6 +509,14 @@ impl Filter {
 pub(crate) fn millis(duration: Duration) -> f64 {
     // Whole microseconds below 2^53 are exact in an f64: 285 years.
     duration.as_micros() as f64 / 1000.0
+}
+
+fn a_second() -> f64 {
+    1000.0
+}
+
+fn ten_seconds() -> f64 {
+    10_000.0
 }
 
 fn is_zero(value: &u64) -> bool {

@@ -23,10 +23,9 @@ impl<'a> Text<'a> {
             let more: u64 = snapshots[7..].iter().map(|s| ops(s)).sum();
             let _ = write!(here, ", {more} in {} more processes", snapshots.len() - 7);
         }
-        let elsewhere = self.stuck_out_of_scope();
-        here.push_str(&match elsewhere {
+        here.push_str(&match self.others_that_are_slow() {
             0 => "; nothing else is slow".to_owned(),
-            n => format!("; {n} that have nothing to do with this mount are slow or stuck"),
+            n => format!("; {n} more are slow or stuck"),
         });
         self.wrapped(&here);
         if !matches!(self.report.verdict(), Verdict::Ok) {
@@ -56,11 +55,12 @@ impl<'a> Text<'a> {
         self.wrapped(&line);
     }
 
-    fn stuck_out_of_scope(&self) -> usize {
+    // Of which nothing was said above: there was no room, or they have to do with another mount.
+    fn others_that_are_slow(&self) -> usize {
         let analysis = self.analysis;
         let nodes = 0..analysis.graph.nodes.len();
         nodes
-            .filter(|node| !analysis.is_in_scope[*node])
+            .filter(|node| !self.shown.contains(node))
             .filter(|node| matches!(analysis.state(*node), State::Stuck | State::Slow))
             .count()
     }

@@ -72,8 +72,14 @@ impl<'a> Text<'a> {
         }
         self.columns = self.widths();
         self.headline(&chains);
+        let mut was_long = true;
         for chain in &chains {
-            self.line("");
+            // Those of one op alone stand close.
+            let is_long = chain.len() > 1;
+            if was_long || is_long {
+                self.line("");
+            }
+            was_long = is_long;
             self.chain(chain);
         }
         let title = match self.report.verdict() {

@@ -1,7 +1,9 @@
 //! One binary for all integration tests.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod bad_input;
 mod context;
+mod debug_server;
 mod fuse_parked;
 mod fuse_rows;
 mod fuse_unmount;
@@ -12,6 +14,7 @@ mod kernel_recorder;
 mod mounted;
 mod report;
 mod resource;
+mod snapshot_json;
 mod story;
 mod tidy;
 mod tracker;
