@@ -204,7 +204,7 @@ fn a_peer_is_joined_and_one_that_is_stopped_is_named() {
         // The peer: holds a socket and an op until its stdin ends.
         let _op = tracker.begin("work of the peer");
         let _server = debug::serve(&tracker);
-        println!("@ready");
+        writeln!(std::io::stdout(), "@ready").unwrap();
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         return;
     }
@@ -245,7 +245,7 @@ fn a_peer_is_joined_and_one_that_is_stopped_is_named() {
         assert!(!after.contains("work of the peer"), "{after}");
         return;
     }
-    println!("{}", Report::collect(&tracker));
+    writeln!(std::io::stdout(), "{}", Report::collect(&tracker)).unwrap();
 }
 
 #[tokio::test]
