@@ -8,6 +8,8 @@ mod fuse_parked;
 mod fuse_rows;
 mod fuse_unmount;
 mod http_bodies;
+mod http_headers;
+mod http_loopback;
 mod kernel_opcodes;
 mod kernel_parking;
 mod kernel_recorder;
