@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::mounted::{Client, DEADLINE, Mounted, Spec, until};
+use crate::mounted::{Client, DEADLINE, Mounted, Spec, until, with_parked_unlink};
 
 /// What a caller that was killed may take; bare fuser frees it at once.
 const KILLED: Duration = Duration::from_secs(10);
@@ -76,12 +76,7 @@ fn a_parked_unlink_is_not_run_after_an_abort() {
     let Some(mut mounted) = Mounted::new() else {
         return;
     };
-    mounted.hold("read");
-    let mut stuck = mounted.client("exec cat $M/f1");
-    mounted.wait_for("begun read");
-    // The lookup must be over before: it is the unlink that is to be parked.
-    let mut rm = mounted.client("exec unlink $M/f2");
-    mounted.wait_for_kernel(2);
+    let [mut stuck, mut rm] = with_parked_unlink(&mut mounted);
 
     mounted.abort();
     assert!(stuck.end_within(KILLED).is_some());

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::mounted::{Client, Mounted, connection_of};
+use crate::mounted::{Client, Mounted, connection_of, with_parked_unlink};
 
 fn unmounted(mounted: &mut Mounted) -> String {
     mounted.tell("unmount");
@@ -39,11 +39,7 @@ fn a_mount_with_a_stuck_op_goes_and_the_callers_are_freed() {
     let Some(mut mounted) = Mounted::new() else {
         return;
     };
-    mounted.hold("read");
-    let mut clients: Vec<Client> = vec![mounted.client("exec cat $M/f1")];
-    mounted.wait_for("begun read");
-    clients.push(mounted.client("exec unlink $M/f2"));
-    mounted.wait_for_kernel(2);
+    let mut clients: [Client; 2] = with_parked_unlink(&mut mounted);
 
     let said = unmounted(&mut mounted);
 

@@ -373,6 +373,21 @@ impl Drop for Client {
     }
 }
 
+/// Has a slot stuck in a read and an unlink parked behind it.
+pub(crate) fn with_parked_unlink(mounted: &mut Mounted) -> [Client; 2] {
+    mounted.client("stat $M/k1").ended();
+    mounted.hold("read");
+    let cat = mounted.client("exec cat $M/f1");
+    mounted.wait_for("begun read");
+    let rm = mounted.client("exec unlink $M/k1");
+    until(|| {
+        let ops = mounted.report().local.ops;
+        let mut ops = ops.iter();
+        ops.any(|op| op.name == "unlink" && op.state == inflight::State::Queued)
+    });
+    [cat, rm]
+}
+
 /// Waits until it is so.
 pub(crate) fn until(mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
@@ -393,7 +408,7 @@ pub(crate) fn connection_of(mount: &Path) -> Option<u64> {
     fields[2].split(':').nth(1)?.parse().ok()
 }
 
-/// The file system: files `f..` and directories `d..`, whatever is asked for; names with `no` are not there.
+/// The file system: directories `d..`, else files, whatever is asked for; names with `no` are not there.
 #[derive(Clone)]
 struct Served(Arc<Inner>);
 
@@ -418,6 +433,7 @@ struct Gate {
 }
 
 const NOW: Duration = Duration::ZERO;
+const KEPT: Duration = Duration::from_secs(3600);
 
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
@@ -499,7 +515,9 @@ impl Filesystem for Served {
         let ino = 1000 + (ino & (u64::MAX >> 8));
         let is_dir = name.starts_with(b"d");
         self.0.names.lock().unwrap().insert(ino, is_dir);
-        reply.entry(&NOW, &self.attr(ino, is_dir), Generation(0));
+        // Names with `k` the kernel keeps: what comes next on them comes without a lookup.
+        let kept = if name.starts_with(b"k") { KEPT } else { NOW };
+        reply.entry(&kept, &self.attr(ino, is_dir), Generation(0));
     }
 
     fn forget(&self, _: &Request, _: INodeNo, lookups: u64) {
