@@ -61,6 +61,7 @@ pub mod snapshot;
 pub mod testing;
 mod text;
 mod tracker;
+pub mod watchdog;
 
 #[cfg(feature = "tokio")]
 #[doc(inline)]

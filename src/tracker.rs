@@ -270,6 +270,11 @@ impl Tracker {
         self.shared.process()
     }
 
+    /// After how long without progress an op is slow.
+    pub(crate) fn slow_after(&self) -> Duration {
+        self.shared.slow_after
+    }
+
     /// Counts a header that was ignored.
     #[cfg(feature = "http")]
     pub(crate) fn count_malformed(&self) {

@@ -11,6 +11,7 @@ mod headline;
 mod nodes;
 mod words;
 
+pub(crate) use self::words::age;
 use self::words::width;
 use crate::report::{Analysis, Report, Verdict};
 

@@ -73,7 +73,7 @@ pub(super) fn bytes(n: u64) -> String {
 }
 
 /// A time as people read it: 0.2 s, 29.9 s, 4 m 10 s.
-pub(super) fn age(ms: f64) -> String {
+pub(crate) fn age(ms: f64) -> String {
     // Cut, not rounded: 59.96 s is no 60.0 s.
     let tenths = (ms.max(0.0) / 100.0) as u64;
     let seconds = tenths / 10;

@@ -20,3 +20,4 @@ mod snapshot_json;
 mod story;
 mod tidy;
 mod tracker;
+mod watchdog;

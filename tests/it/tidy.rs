@@ -25,6 +25,7 @@ const ORDER: &[&str] = &[
     "render",
     "http",
     "debug",
+    "watchdog",
     "fuse",
     "testing",
 ];
