@@ -28,6 +28,7 @@
 //!   and `Report::collect`, which asks the other processes of the machine.
 //! - `fuse`: [`fuse`], a wrapper around any `fuser::Filesystem` (Linux), with `.diag` in the mount.
 //! - `full`: all of these.
+//! - `cli`: the program `inflight`, for `cargo install inflight --features cli`.
 //! - `testing`: assertions for tests, and a kernel made of a socket pair for testing file systems.
 //!
 //! # What it promises
@@ -48,6 +49,8 @@ mod graph;
 pub mod http;
 pub mod id;
 mod live;
+#[cfg(feature = "debug")]
+pub mod machine;
 #[cfg(any(feature = "debug", feature = "fuse"))]
 mod mountinfo;
 mod op;

@@ -13,7 +13,7 @@
 //! # drop(op);
 //! ```
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,7 @@ use crate::{
     evidence,
     graph::{self, Circle, WaitGraph, Who, Why},
     id::OpId,
-    snapshot::{LiveOp, Resource, SCHEMA, Snapshot, State, Thread},
+    snapshot::{Filter, LiveOp, Resource, SCHEMA, Snapshot, State, Thread, millis},
     tracker::Tracker,
 };
 
@@ -165,10 +165,39 @@ impl Report {
         report
     }
 
-    /// Narrows it to the ops that one mount of this process has to do with.
-    #[cfg(feature = "fuse")]
+    /// Narrows it to the ops that one mount has to do with.
+    #[cfg(any(feature = "debug", feature = "fuse"))]
     pub(crate) fn about_mount(mut self, path: &str) -> Self {
         self.mount = Some(path.to_owned());
+        self.conclude();
+        self
+    }
+
+    /// Judges anew: what has not moved for so long is stuck, whatever its process says.
+    #[must_use]
+    pub fn stuck_after(mut self, after: Duration) -> Self {
+        for snapshot in std::iter::once(&mut self.local).chain(&mut self.peers) {
+            snapshot.stuck_after_ms = millis(after);
+            snapshot.slow_after_ms = snapshot.slow_after_ms.min(snapshot.stuck_after_ms);
+        }
+        self.conclude();
+        self
+    }
+
+    /// Keeps the ops that pass the filter, and counts the others as left out.
+    #[must_use]
+    pub fn filtered(mut self, filter: &Filter) -> Self {
+        for snapshot in std::iter::once(&mut self.local).chain(&mut self.peers) {
+            let before = snapshot.ops.len();
+            snapshot.ops.retain(|op| {
+                filter.keeps(
+                    &op.kind,
+                    Duration::from_secs_f64(op.age_ms.max(0.0) / 1000.0),
+                )
+            });
+            snapshot.ops.truncate(filter.most());
+            snapshot.totals.left_out += (before - snapshot.ops.len()) as u64;
+        }
         self.conclude();
         self
     }
@@ -368,8 +397,7 @@ fn scope(graph: &WaitGraph<'_>, mount: Option<&str>) -> Vec<bool> {
         return vec![true; nodes.len()];
     };
     let is_of_mount = |node: &usize| {
-        let op = nodes[*node].op().filter(|_| nodes[*node].process == 0);
-        let fuse = op.and_then(|op| op.fuse.as_ref());
+        let fuse = nodes[*node].op().and_then(|op| op.fuse.as_ref());
         fuse.is_some_and(|fuse| fuse.mount == mount)
     };
     let mut todo: Vec<usize> = (0..nodes.len()).filter(is_of_mount).collect();

@@ -170,6 +170,7 @@ impl Stage {
         let dir = dir.keep();
         let mnt = dir.join("mnt");
         std::fs::create_dir(&mnt)?;
+        std::fs::create_dir(dir.join(".run"))?;
         // The server's search leaves out names with a dot.
         let gate_path = dir.join(".gate");
         let gate = UnixListener::bind(&gate_path)?;
@@ -474,8 +475,9 @@ fn found_in_path(program: &str) -> bool {
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }
 
+/// By its name the program `inflight` finds it, and by its dot the server's search does not.
 fn run_dir(dir: &Path) -> PathBuf {
-    dir.join(".run")
+    dir.join(".run/inflight")
 }
 
 /// Whether something is mounted in `dir`; read from the kernel's list, since a look into the mount may hang.

@@ -43,6 +43,12 @@ pub(super) fn all() -> Vec<PathBuf> {
     .collect()
 }
 
+/// Where processes leave their sockets, as far as this one looks: for messages to people.
+#[must_use]
+pub fn looked_in() -> Vec<PathBuf> {
+    all()
+}
+
 /// Listens in the first directory that serves. The error names them all.
 pub(super) fn listen(dirs: &[PathBuf]) -> Result<(UnixListener, PathBuf), String> {
     let mut problems = Vec::new();

@@ -26,6 +26,7 @@ mod router;
 mod server;
 
 pub use self::{
-    router::router,
+    directory::looked_in,
+    router::{parse_duration, router},
     server::{Server, serve},
 };

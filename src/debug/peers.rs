@@ -14,7 +14,7 @@ use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 use super::directory;
 use crate::{
     report::{PeerFailed, Report, seen_from_inside},
-    snapshot::Snapshot,
+    snapshot::{Filter, Snapshot},
     tracker::Tracker,
 };
 
@@ -41,11 +41,58 @@ impl Report {
     /// [`collect_async`](Self::collect_async).
     #[must_use]
     pub fn collect(tracker: &Tracker) -> Self {
+        Self::collect_where(tracker, |_| true)
+    }
+
+    /// Reports what the processes on the other side of these sources do, as they see it.
+    ///
+    /// A source is a process id, the path of a debug socket, or the path of a FUSE mount, which is
+    /// compared as text. One that nobody stands behind is among [`peers_failed`](Self::peers_failed).
+    #[must_use]
+    pub fn collect_from(tracker: &Tracker, sources: &[String]) -> Self {
+        let is_mount = |source: &String| source.starts_with('/') && !source.ends_with(".sock");
+        let mounts: Vec<&String> = sources.iter().filter(|source| is_mount(source)).collect();
+        let is_named = |socket: &Path| {
+            let name = socket.file_stem().unwrap_or_default().to_string_lossy();
+            let pid = name.split('-').next().unwrap_or_default();
+            let mut sources = sources.iter();
+            sources.any(|source| source == pid || Path::new(source) == socket)
+        };
+        let mut report = Self::collect_where(tracker, |socket| {
+            sources.is_empty() || !mounts.is_empty() || is_named(socket)
+        });
+        for source in sources {
+            let is_there = match is_mount(source) {
+                true => {
+                    let mut snapshots = report.snapshots();
+                    snapshots.any(|s| s.mounts.iter().any(|mount| mount.path == *source))
+                }
+                false => {
+                    let mut peers = report.peers.iter();
+                    let of_pid = peers.any(|peer| peer.process.pid.to_string() == *source);
+                    of_pid || (source.ends_with(".sock") && !report.peers.is_empty())
+                }
+            };
+            if !is_there {
+                report.peers_failed.push(PeerFailed {
+                    address: crate::text::visible(source),
+                    why: "no process that serves a report is behind it".to_owned(),
+                });
+            }
+        }
+        match mounts.as_slice() {
+            [mount] if sources.len() == 1 => report.about_mount(mount),
+            _ => report.filtered(&Filter::new()),
+        }
+    }
+
+    fn collect_where(tracker: &Tracker, wanted: impl Fn(&Path) -> bool + Send) -> Self {
+        let ask = || ask_all(wanted);
         let (peers, failed) = if tokio::runtime::Handle::try_current().is_ok() {
             // A thread of a runtime must not start another one.
-            std::thread::scope(|scope| scope.spawn(ask_all).join().unwrap_or_default())
+            std::thread::scope(|scope| scope.spawn(ask).join().unwrap_or_default())
         } else {
-            ask_all()
+            ask()
         };
         // After the peers: a thread that ran before the call it made began, and still runs, is proof.
         let (local, unknown) = seen_from_inside(tracker.snapshot());
@@ -72,7 +119,7 @@ impl Report {
 }
 
 // On a runtime of its own, so that it works wherever it is called, and without further threads.
-fn ask_all() -> (Vec<Snapshot>, Vec<PeerFailed>) {
+fn ask_all(wanted: impl Fn(&Path) -> bool) -> (Vec<Snapshot>, Vec<PeerFailed>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -90,7 +137,7 @@ fn ask_all() -> (Vec<Snapshot>, Vec<PeerFailed>) {
         let mut asked = JoinSet::new();
         let directories = directory::sockets();
         for directory in &directories {
-            for socket in &directory.sockets {
+            for socket in directory.sockets.iter().filter(|socket| wanted(socket)) {
                 asked.spawn(ask(socket.clone(), directory.way_to(socket)));
             }
         }

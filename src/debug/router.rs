@@ -183,23 +183,24 @@ fn filter(wanted: &Wanted) -> Result<Filter, String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(
-        text.find(|c: char| c.is_ascii_alphabetic())
-            .unwrap_or(text.len()),
-    );
+    parse_duration(text)
+        .ok_or_else(|| format!("min_age is a time such as 500ms, 2s or 1m, not {text:?}"))
+}
+
+/// Reads a time such as `500ms`, `2s`, `1.5m` or `1h`; a bare number is seconds.
+#[must_use]
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let unit = text.find(|c: char| c.is_ascii_alphabetic());
+    let (number, unit) = text.split_at(unit.unwrap_or(text.len()));
     let seconds = match unit {
         "ms" => 0.001,
         "" | "s" => 1.0,
         "m" => 60.0,
         "h" => 3600.0,
-        _ => f64::NAN,
+        _ => return None,
     };
-    number
-        .trim()
-        .parse::<f64>()
-        .ok()
-        .and_then(|number| Duration::try_from_secs_f64(number * seconds).ok())
-        .ok_or_else(|| format!("min_age is a time such as 500ms, 2s or 1m, not {text:?}"))
+    let number: f64 = number.trim().parse().ok()?;
+    Duration::try_from_secs_f64(number * seconds).ok()
 }
 
 fn refuse(why: &str) -> Response {

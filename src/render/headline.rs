@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{
     Text,
-    words::{age, and, count, kind_of, short, time_of_day, wait},
+    words::{age, and, count, count_u64, kind_of, short, time_of_day, wait},
 };
 use crate::{
     graph::{Circle, Condition, Target, WaitGraph, Why},
@@ -29,7 +29,7 @@ impl<'a> Text<'a> {
             Verdict::Unknown => {
                 let failed = self.report.peers_failed.len();
                 let asked = failed + self.report.peers.len();
-                self.line(&format!(
+                self.wrapped(&format!(
                     "UNKNOWN: {failed} of {asked} peers did not answer, and nothing is stuck as far as this process can see"
                 ));
             }
@@ -37,12 +37,14 @@ impl<'a> Text<'a> {
                 let ops = self.in_scope();
                 let oldest = ops.iter().map(|node| self.age(*node));
                 let oldest = oldest.fold(0.0, f64::max);
+                let young: u64 = self.report.snapshots().map(|s| s.totals.left_out).sum();
                 let in_flight = match ops.len() {
+                    0 if young > 0 => format!("{} in flight", count_u64(young, "younger op")),
                     0 => "Nothing is in flight".to_owned(),
                     n => format!("{} in flight, oldest {}", count(n, "op"), age(oldest)),
                 };
                 let checked = self.checked();
-                self.line(&format!("OK: nothing is stuck. {in_flight}; {checked}"));
+                self.wrapped(&format!("OK: nothing is stuck. {in_flight}; {checked}"));
             }
         }
     }

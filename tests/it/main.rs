@@ -14,6 +14,7 @@ mod kernel_opcodes;
 mod kernel_parking;
 mod kernel_recorder;
 mod mounted;
+mod program;
 mod report;
 mod resource;
 mod snapshot_json;

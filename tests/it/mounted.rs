@@ -117,7 +117,7 @@ impl Mounted {
             ])
             .arg("--test-threads=1")
             .env(SPEC, told)
-            .env("INFLIGHT_DIR", dir.path().join("run"))
+            .env("INFLIGHT_DIR", dir.path().join("inflight"))
             .env_remove("INFLIGHT")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

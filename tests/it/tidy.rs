@@ -19,6 +19,7 @@ const ORDER: &[&str] = &[
     "context",
     "resource",
     "mountinfo",
+    "machine",
     "evidence",
     "graph",
     "report",
@@ -68,7 +69,7 @@ fn module(file: &str) -> Option<&str> {
 
 // The first name in a file of a module that stands above its own.
 fn upward(file: &str, text: &str) -> Option<String> {
-    let own = module(file).filter(|module| *module != "lib")?;
+    let own = module(file).filter(|module| !matches!(*module, "lib" | "main"))?;
     let place = |name: &str| ORDER.iter().position(|module| *module == name);
     let Some(own_place) = place(own) else {
         return Some(format!("{file}: {own} has no place in ORDER"));

@@ -1,0 +1,271 @@
+//! The program `inflight`, run as a user runs it, on mounts that are healthy, stuck and dead.
+
+use std::{
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use inflight::{Report, report::Verdict};
+
+use crate::mounted::{Client, Mounted, until};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Runs it to its end; it must come to one whatever hangs.
+fn inflight(arguments: &[&str]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_inflight"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stdout = child.stdout.take().unwrap();
+    let stderr = child.stderr.take().unwrap();
+    let read = |mut from: Box<dyn std::io::Read + Send>| {
+        std::thread::spawn(move || {
+            let mut out = Vec::new();
+            let _ = from.read_to_end(&mut out);
+            out
+        })
+    };
+    let (stdout, stderr) = (read(Box::new(stdout)), read(Box::new(stderr)));
+    let until = Instant::now() + DEADLINE;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > until {
+            let _ = child.kill();
+            panic!("inflight {arguments:?} hangs");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    Output {
+        status,
+        stdout: stdout.join().unwrap(),
+        stderr: stderr.join().unwrap(),
+    }
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn stuck(mounted: &mut Mounted) -> Client {
+    mounted.hold("read");
+    let cat = mounted.client("exec cat $M/f1");
+    mounted.wait_for("begun read");
+    cat
+}
+
+#[test]
+fn it_tells_a_healthy_a_stuck_and_a_dead_mount_apart_without_hanging() {
+    let (Some(healthy), Some(mut stuck_one), Some(mut dead)) =
+        (Mounted::new(), Mounted::new(), Mounted::new())
+    else {
+        return;
+    };
+    let cat = stuck(&mut stuck_one);
+    assert!(dead.kill());
+
+    let caller = format!("cat[{}]", cat.pid());
+    let mut text = String::new();
+    // Ops younger than a tenth of a second are not asked for.
+    until(|| {
+        let output = inflight(&[]);
+        assert!(output.status.success());
+        text = out(&output);
+        text.contains(&caller)
+    });
+
+    let line = |mounted: &Mounted| {
+        let path = format!("     {}   ", mounted.path("").display());
+        let mut lines = text.lines().skip_while(|line| !line.starts_with(&path));
+        lines
+            .next()
+            .unwrap_or_else(|| panic!("{path} is missing in\n{text}"))
+    };
+    let served = |mounted: &Mounted| format!("[{}]   kernel ", mounted.pid());
+    assert!(line(&healthy).ends_with("kernel 0 waiting"), "{text}");
+    assert!(line(&healthy).contains(&served(&healthy)), "{text}");
+    assert!(line(&stuck_one).ends_with("kernel 1 waiting"), "{text}");
+    assert!(line(&dead).contains("DEAD: nobody serves it"), "{text}");
+    let advice = format!("to remove it: umount -l {}", dead.path("").display());
+    assert!(text.contains(&advice), "{text}");
+}
+
+#[test]
+fn check_says_by_its_exit_code_whether_something_is_stuck() {
+    let Some(mut mounted) = Mounted::new() else {
+        return;
+    };
+    let pid = mounted.pid().to_string();
+    let path = mounted.path("").display().to_string();
+
+    let well = inflight(&["check", &pid]);
+    assert_eq!(well.status.code(), Some(0), "{}", out(&well));
+    assert!(out(&well).starts_with("OK: nothing is stuck."));
+    let mut cat = stuck(&mut mounted);
+    for source in [&pid, &path] {
+        // Ops younger than a tenth of a second are not asked for.
+        let mut last = None;
+        until(|| {
+            let stuck = inflight(&["check", "--stuck-after", "1ms", source]);
+            last = Some(out(&stuck));
+            stuck.status.code() == Some(1)
+        });
+        assert!(last.unwrap().starts_with("STUCK for "));
+    }
+    let unknown = inflight(&["check", "/nowhere"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    mounted.free("read");
+    cat.ended();
+}
+
+#[test]
+fn a_source_narrows_the_report_and_one_that_is_not_there_is_named() {
+    let (Some(one), Some(other)) = (Mounted::new(), Mounted::new()) else {
+        return;
+    };
+
+    let output = inflight(&["--json", &one.pid().to_string()]);
+    let report: Report = serde_json::from_slice(&output.stdout).unwrap();
+    let pids: Vec<u32> = report.peers.iter().map(|peer| peer.process.pid).collect();
+    assert_eq!(pids, [one.pid()]);
+    assert_eq!(report.verdict(), &Verdict::Ok);
+    assert_ne!(one.pid(), other.pid());
+
+    let nobody = inflight(&["4000000"]);
+    assert_eq!(nobody.status.code(), Some(2));
+    let why = err(&nobody);
+    assert!(
+        why.contains("4000000: no process that serves a report is behind it"),
+        "{why}"
+    );
+    assert!(why.contains("Looked for PID.sock in\n"), "{why}");
+}
+
+#[test]
+fn abort_frees_the_callers_and_names_them() {
+    let Some(mut mounted) = Mounted::new() else {
+        return;
+    };
+    let mut cat = stuck(&mut mounted);
+    let path = mounted.path("").display().to_string();
+    until(|| out(&inflight(&[&path])).contains("cat["));
+
+    let unsure = inflight(&["abort", &path]);
+    assert_eq!(unsure.status.code(), Some(2), "nobody is here to be asked");
+    assert!(err(&unsure).contains("may be carried out all the same"));
+    assert!(!cat.has_ended());
+    let output = inflight(&["abort", "--yes", &path]);
+
+    assert!(output.status.success(), "{}", err(&output));
+    assert!(
+        out(&output).contains("Freed 1 requests: cat["),
+        "{}",
+        out(&output)
+    );
+    cat.ended();
+}
+
+#[test]
+fn abort_takes_the_number_of_a_connection_whose_mount_is_gone() {
+    let Some(mut mounted) = Mounted::new() else {
+        return;
+    };
+    let path = mounted.path("");
+    let mut cat = stuck(&mut mounted);
+    let connection = crate::mounted::connection_of(&path).unwrap().to_string();
+    let detached = Command::new("umount").arg("-l").arg(&path).status();
+    assert!(detached.unwrap().success());
+
+    let by_path = inflight(&["abort", "--yes", &path.display().to_string()]);
+    assert_eq!(by_path.status.code(), Some(2));
+    let by_number = inflight(&["abort", "--yes", &connection]);
+
+    assert!(by_number.status.success(), "{}", err(&by_number));
+    cat.ended();
+}
+
+#[test]
+fn run_ends_in_time_though_its_child_cannot_be_killed() {
+    let Some(mut mounted) = Mounted::new() else {
+        return;
+    };
+    mounted.hold("read");
+    let file = mounted.path("f1").display().to_string();
+
+    // Not a pipe: the child that is left behind would keep it open.
+    let said = tempfile::NamedTempFile::new().unwrap();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_inflight"));
+    program
+        .args(["run", "-t", "500ms", "--", "cat", &file])
+        .stdout(Stdio::null())
+        .stderr(said.reopen().unwrap());
+    let mut child = program.spawn().unwrap();
+    let mut status = None;
+    until(|| {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+
+    let text = std::fs::read_to_string(said.path()).unwrap();
+    assert_eq!(status.unwrap().code(), Some(124), "{text}");
+    assert!(text.contains("cat has not ended after 0.5 s"), "{text}");
+    assert!(text.contains("in request_wait_answer"), "{text}");
+    assert!(
+        text.contains("read ~/f1"),
+        "the report is missing in\n{text}"
+    );
+    assert!(text.contains("left behind"), "{text}");
+    mounted.free("read");
+}
+
+#[test]
+fn run_ends_as_its_command_does() {
+    for (command, code) in [
+        (&["true"][..], 0),
+        (&["sh", "-c", "exit 3"], 3),
+        (&["sh", "-c", "kill -TERM $$"], 128 + 15),
+        (&["/nowhere/at/all"], 127),
+        (&["/etc/passwd"], 126),
+    ] {
+        let mut arguments = vec!["run", "--"];
+        arguments.extend(command);
+
+        assert_eq!(
+            inflight(&arguments).status.code(),
+            Some(code),
+            "{command:?}"
+        );
+    }
+}
+
+#[test]
+fn help_teaches_and_nonsense_is_explained() {
+    let help = out(&inflight(&["--help"]));
+    for part in [
+        "inflight check",
+        "inflight abort /mnt/s",
+        "Exit codes",
+        "--min-age",
+    ] {
+        assert!(help.contains(part), "{part} is missing in\n{help}");
+    }
+    for nonsense in [
+        &["--kind", "x"][..],
+        &["--min-age", "soon"],
+        &["run"],
+        &["--jsno"],
+    ] {
+        let output = inflight(nonsense);
+        assert_eq!(output.status.code(), Some(2), "{nonsense:?}");
+        assert!(err(&output).starts_with("error: "), "{}", err(&output));
+    }
+}
