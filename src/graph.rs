@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::{
     id::OpId,
-    snapshot::{Kind, LiveOp, On, ParentFrom, Resource, Snapshot, State, Thread, Wait},
+    snapshot::{Kind, Listener, LiveOp, On, ParentFrom, Resource, Snapshot, State, Thread, Wait},
 };
 
 /// So long must all edges of a cycle have held together.
@@ -23,7 +23,7 @@ pub(crate) struct WaitGraph<'a> {
     pub(crate) waiters: Vec<Vec<usize>>,
 }
 
-/// An op, or a thread that holds a resource without one.
+/// An op, a thread that holds a resource without one, or a process that runs no tracker.
 #[derive(Debug)]
 pub(crate) struct Node<'a> {
     pub(crate) who: Who<'a>,
@@ -37,6 +37,8 @@ pub(crate) struct Node<'a> {
 pub(crate) enum Who<'a> {
     Op(&'a LiveOp),
     Thread(&'a Thread),
+    /// One that runs no tracker.
+    Process(&'a Listener),
 }
 
 /// One thing that is waited for.
@@ -94,7 +96,7 @@ pub(crate) struct Circle {
 
 impl<'a> WaitGraph<'a> {
     /// Joins snapshots. Of an op that stands in two of them the first counts.
-    pub(crate) fn new(snapshots: &[&'a Snapshot]) -> Self {
+    pub(crate) fn new(snapshots: &[&'a Snapshot], listeners: &'a [Listener]) -> Self {
         let mut nodes = Vec::new();
         let mut index = HashMap::new();
         for (process, snapshot) in snapshots.iter().enumerate() {
@@ -118,6 +120,7 @@ impl<'a> WaitGraph<'a> {
         joined.stated();
         joined.served();
         joined.threads();
+        joined.listeners(listeners);
         graph.waiters = vec![Vec::new(); graph.nodes.len()];
         for from in 0..graph.nodes.len() {
             let targets: Vec<usize> = graph.out(from).map(|target| target.node).collect();
@@ -243,7 +246,7 @@ impl<'a> Node<'a> {
     pub(crate) fn op(&self) -> Option<&'a LiveOp> {
         match self.who {
             Who::Op(op) => Some(op),
-            Who::Thread(_) => None,
+            Who::Thread(_) | Who::Process(_) => None,
         }
     }
 }
@@ -485,6 +488,7 @@ impl<'g, 'a> Join<'g, 'a> {
             let threads: Vec<&Thread> = match runner.who {
                 Who::Op(op) => op.thread.iter().chain(&op.more_threads).collect(),
                 Who::Thread(thread) => vec![thread],
+                Who::Process(_) => Vec::new(),
             };
             let mut targets = Vec::new();
             let mut has_way_out = false;
@@ -577,11 +581,61 @@ impl<'g, 'a> Join<'g, 'a> {
         }
     }
 
+    // A process of which no more is known than that it listens where a call waits, and which calls its
+    // threads have made: likely, both ways.
+    fn listeners(&mut self, listeners: &'a [Listener]) {
+        for listener in listeners {
+            let nodes = || self.graph.nodes.iter().enumerate();
+            let edge = |node: usize, since: f64| Target {
+                node,
+                why: Why::Process,
+                is_certain: false,
+                since,
+            };
+            let number = self.graph.nodes.len();
+            let asks: Vec<usize> = nodes()
+                .filter(|(_, node)| {
+                    let http = node.op().and_then(|op| op.http.as_ref());
+                    let peer = http.and_then(|http| http.peer.as_ref());
+                    node.waits.is_empty() && peer == Some(&listener.peer)
+                })
+                .map(|(node, _)| node)
+                .collect();
+            let made: Vec<Condition<'a>> = nodes()
+                .filter(|(_, node)| {
+                    let caller = node.op().and_then(|op| op.caller.as_ref());
+                    caller.and_then(|caller| caller.pid) == Some(listener.pid)
+                })
+                .map(|(node, _)| Condition {
+                    targets: vec![edge(node, self.begun(node))],
+                    needs: Needs::All,
+                    has_way_out: false,
+                    resource: None,
+                })
+                .collect();
+            for node in asks {
+                let target = edge(number, self.begun(node));
+                self.graph.nodes[node].waits.push(Condition {
+                    targets: vec![target],
+                    needs: Needs::Any,
+                    has_way_out: false,
+                    resource: None,
+                });
+            }
+            self.graph.nodes.push(Node {
+                who: Who::Process(listener),
+                process: 0,
+                waits: made,
+            });
+        }
+    }
+
     fn begun(&self, node: usize) -> f64 {
         let node = &self.graph.nodes[node];
         let age = match node.who {
             Who::Op(op) => op.age_ms,
             Who::Thread(thread) => thread.since_ms,
+            Who::Process(_) => 0.0,
         };
         self.clocks[node.process] - age
     }

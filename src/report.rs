@@ -21,7 +21,7 @@ use crate::{
     evidence,
     graph::{self, Circle, WaitGraph, Who, Why},
     id::OpId,
-    snapshot::{Filter, LiveOp, Resource, SCHEMA, Snapshot, State, Thread, millis},
+    snapshot::{Filter, Kind, Listener, LiveOp, Resource, SCHEMA, Snapshot, State, Thread, millis},
     tracker::Tracker,
 };
 
@@ -47,10 +47,13 @@ pub struct Report {
     cycles: Vec<Cycle>,
     /// The ops that wait behind a cycle and are not part of it.
     pub blocked: Vec<OpId>,
+    /// The processes that calls wait for and that run no tracker.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub listeners: Vec<Listener>,
     /// What could not be found out, a sentence each.
     pub unknown: Vec<String>,
     /// The mount whose ops it is about; all ops if there is none.
-    #[serde(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     mount: Option<String>,
 }
 
@@ -135,7 +138,7 @@ impl Report {
     #[must_use]
     pub fn local(tracker: &Tracker) -> Self {
         let (snapshot, unknown) = seen_from_inside(tracker.snapshot());
-        Self::joined(snapshot, Vec::new(), Vec::new(), unknown)
+        Self::joined(snapshot, Vec::new(), Vec::new(), unknown).with_listeners()
     }
 
     /// Joins snapshots, wherever they come from; the first stands for the process that asks.
@@ -163,6 +166,31 @@ impl Report {
         };
         report.conclude();
         report
+    }
+
+    /// Looks for those behind calls that have waited for long and that no peer has taken for its own.
+    pub(crate) fn with_listeners(mut self) -> Self {
+        let analysis = self.analyse();
+        let nodes = analysis.graph.nodes.iter().enumerate();
+        let calls: Vec<(u32, String)> = nodes
+            .filter(|(node, entry)| {
+                let is_slow = matches!(analysis.state(*node), State::Slow | State::Stuck);
+                is_slow && entry.waits.is_empty()
+            })
+            .filter_map(|(node, entry)| {
+                let op = entry.op().filter(|op| op.kind == Kind::HttpClient)?;
+                Some((analysis.pid(node), op.http.as_ref()?.peer.clone()?))
+            })
+            .collect();
+        let mut listeners = match calls.is_empty() {
+            true => return self,
+            false => evidence::listeners(&calls),
+        };
+        let pids: Vec<u32> = self.snapshots().map(|s| s.process.pid).collect();
+        listeners.retain(|listener| !pids.contains(&listener.pid));
+        self.listeners = listeners;
+        self.conclude();
+        self
     }
 
     /// Narrows it to the ops that one mount has to do with.
@@ -245,7 +273,7 @@ impl Report {
     pub(crate) fn analyse(&self) -> Analysis<'_> {
         let snapshots: Vec<&Snapshot> = self.snapshots().collect();
         let clocks = graph::clocks(&snapshots);
-        let graph = WaitGraph::new(&snapshots);
+        let graph = WaitGraph::new(&snapshots, &self.listeners);
         let is_in_scope = scope(&graph, self.mount.as_deref());
         let mut circles = graph.circles(&clocks);
         circles.retain(|circle| {
@@ -370,6 +398,7 @@ impl Analysis<'_> {
         match self.graph.nodes[node].who {
             Who::Op(op) => op.id.to_string(),
             Who::Thread(thread) => thread_name(self.pid(node), thread),
+            Who::Process(process) => format!("process:{}", process.pid),
         }
     }
 
@@ -415,7 +444,7 @@ fn scope(graph: &WaitGraph<'_>, mount: Option<&str>) -> Vec<bool> {
 fn progress(graph: &WaitGraph<'_>) -> Vec<f64> {
     let own = |who| match who {
         Who::Op(op) => f64::min(op.progress_ms, op.age_ms),
-        Who::Thread(_) => f64::MAX,
+        Who::Thread(_) | Who::Process(_) => f64::MAX,
     };
     let mut progress: Vec<f64> = graph.nodes.iter().map(|node| own(node.who)).collect();
     let mut order: Vec<usize> = (0..progress.len()).collect();

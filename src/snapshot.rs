@@ -336,6 +336,20 @@ pub struct Mount {
     pub notes: Vec<String>,
 }
 
+/// A process that listens at an address which a call waits on, and that runs no tracker we know of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Listener {
+    /// The address, as the calls name it.
+    pub peer: String,
+    /// Process id.
+    pub pid: u32,
+    /// Name of the process.
+    pub comm: String,
+    /// Process state letter.
+    pub state: String,
+}
+
 /// Counts since the tracker was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -103,7 +103,7 @@ impl Report {
             is_new
         });
         let peers = peers.collect();
-        Self::joined(local, peers, failed, unknown)
+        Self::joined(local, peers, failed, unknown).with_listeners()
     }
 
     /// [`collect`](Self::collect) for async code on a tokio runtime.

@@ -45,7 +45,10 @@ impl<'a> Text<'a> {
     fn causes(&self, state: &State) -> Vec<usize> {
         let graph = &self.analysis.graph;
         let mut causes = self.analysis.nodes_that_are(state);
-        causes.retain(|node| graph.out(*node).next().is_none());
+        // A process without a tracker that made no call is the end of what is known.
+        let is_end =
+            |node: usize| self.listener(node).is_some() && graph.out(node).next().is_none();
+        causes.retain(|node| graph.out(*node).all(|target| is_end(target.node)));
         if causes.is_empty() {
             // A circle too young or too open to be called one.
             causes = self.analysis.nodes_that_are(state);
@@ -143,8 +146,15 @@ impl<'a> Text<'a> {
                 let tid = match self.analysis.graph.nodes[node].who {
                     Who::Op(op) => op.thread.as_ref().map_or(0, |thread| thread.tid),
                     Who::Thread(thread) => thread.tid,
+                    Who::Process(_) => 0,
                 };
                 format!("its thread {tid} is in a file-system call{likely}")
+            }
+            Why::Process if self.listener(target.node).is_some() => {
+                "which waits for the process that listens there".to_owned()
+            }
+            Why::Process if self.listener(node).is_some() => {
+                "runs no inflight; a thread of it is in a file-system call".to_owned()
             }
             Why::Process => {
                 "a thread of its process is in a file-system call, likely for it".to_owned()
@@ -298,10 +308,8 @@ impl<'a> Text<'a> {
 
     pub(super) fn columns(&self, number: &str, who: &str, what: &str, ms: f64) -> String {
         let (process, column) = self.columns;
-        format!(
-            " {number:<4} {who:<process$}  {what:<column$} {:>9}",
-            age(ms)
-        )
+        let age = if ms.is_nan() { String::new() } else { age(ms) };
+        format!(" {number:<4} {who:<process$}  {what:<column$} {age:>9}")
     }
 
     // As wide as what is likely to be listed, so that lines stay short.

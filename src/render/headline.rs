@@ -1,6 +1,6 @@
 //! The first lines: the verdict in a sentence, who is to blame, who is blocked, and the way out.
 
-use std::fmt::Write;
+use std::{collections::HashSet, fmt::Write};
 
 use super::{
     Text,
@@ -52,20 +52,18 @@ impl<'a> Text<'a> {
     fn deadlock(&mut self) {
         let analysis = self.analysis;
         let circle = &analysis.circles[0];
-        let mut processes: Vec<usize> = circle
-            .members
-            .iter()
-            .map(|node| analysis.graph.nodes[*node].process)
-            .collect();
-        processes.sort_unstable();
-        processes.dedup();
-        let names: Vec<String> = processes.iter().map(|p| self.process(*p)).collect();
-        let who = match names.as_slice() {
-            [one] if circle.members.len() == 1 => {
+        let mut names: Vec<String> = circle.members.iter().map(|n| self.process_of(*n)).collect();
+        let mut seen = HashSet::new();
+        names.retain(|name| seen.insert(name.clone()));
+        let who = match (names.as_slice(), self.stranger(circle)) {
+            (_, Some((mount, process))) => {
+                format!("{mount} waits for {process}, which is itself inside it")
+            }
+            ([one], None) if circle.members.len() == 1 => {
                 format!("1 op in {one} waits for what it holds itself")
             }
-            [one] => format!("{} in {one} wait for each other", self.members(circle)),
-            names => format!("{} wait for each other", and(names)),
+            ([one], None) => format!("{} in {one} wait for each other", self.members(circle)),
+            (names, None) => format!("{} wait for each other", and(names)),
         };
         let word = match WaitGraph::is_proof(circle) {
             true => "DEADLOCK",
@@ -89,6 +87,16 @@ impl<'a> Text<'a> {
         self.blocked_and_way_out();
     }
 
+    // The mount, and the process without a tracker that is in a call on it.
+    fn stranger(&self, circle: &Circle) -> Option<(String, String)> {
+        let edges = self.edges_within(circle);
+        let (from, target) = edges
+            .iter()
+            .find(|(from, _)| self.listener(*from).is_some())?;
+        let mount = self.op(target.node)?.fuse.as_ref()?.mount.clone();
+        Some((short(&mount, 30), self.process_of(*from)))
+    }
+
     pub(super) fn members(&self, circle: &Circle) -> String {
         count(circle.members.len(), "op")
     }
@@ -97,6 +105,11 @@ impl<'a> Text<'a> {
         let likely = self.edges_within(circle);
         let (from, target) = likely.into_iter().find(|(_, target)| !target.is_certain)?;
         let number = |node| self.number(node);
+        if let Some((_, process)) = self.stranger(circle) {
+            return Some(format!(
+                "{process} runs no inflight: its process is known, its requests are not"
+            ));
+        }
         Some(match target.why {
             Why::Process => format!(
                 "{} was called by {}, on a thread that no op is known to run on: that {} made the call is a guess",
@@ -162,6 +175,11 @@ impl<'a> Text<'a> {
             age(longest),
             self.since(longest),
         ));
+        let mut out = self.analysis.graph.out(cause);
+        let listener = out.find_map(|target| self.listener(target.node));
+        if listener.is_some_and(|listener| matches!(listener.state.as_str(), "T" | "t")) {
+            self.line("Why: its process is stopped (state T); kill -CONT lets it go on");
+        }
         if let Some(resource) = self.held_by(cause).first() {
             let held = format!("{} holds {resource}", self.number(cause));
             self.wrapped(&format!("Culprit: {held} while it does not move"));

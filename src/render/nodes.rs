@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     graph::Who,
-    snapshot::{Kind, LiveOp, State},
+    snapshot::{Kind, Listener, LiveOp, State},
 };
 
 impl<'a> Text<'a> {
@@ -85,6 +85,7 @@ impl<'a> Text<'a> {
         let holds = |resource: &&crate::snapshot::Resource| {
             resource.holders.iter().any(|holder| match entry.who {
                 Who::Op(op) => holder.op == Some(op.id),
+                Who::Process(_) => false,
                 Who::Thread(thread) => {
                     holder.op.is_none()
                         && holder.thread.as_ref().is_some_and(|t| t.tid == thread.tid)
@@ -100,6 +101,14 @@ impl<'a> Text<'a> {
         self.analysis.graph.nodes[node].op()
     }
 
+    /// The process without a tracker that a node stands for.
+    pub(super) fn listener(&self, node: usize) -> Option<&'a Listener> {
+        match self.analysis.graph.nodes[node].who {
+            Who::Process(listener) => Some(listener),
+            _ => None,
+        }
+    }
+
     pub(super) fn in_scope(&self) -> Vec<usize> {
         let nodes = 0..self.analysis.graph.nodes.len();
         nodes
@@ -111,6 +120,8 @@ impl<'a> Text<'a> {
         match self.analysis.graph.nodes[node].who {
             Who::Op(op) => op.age_ms,
             Who::Thread(thread) => thread.since_ms,
+            // Of its requests nothing is known.
+            Who::Process(_) => f64::NAN,
         }
     }
 
@@ -125,6 +136,7 @@ impl<'a> Text<'a> {
         match self.analysis.graph.nodes[node].who {
             Who::Op(op) => what(op),
             Who::Thread(thread) => format!("thread {} {}", thread.tid, thread.name),
+            Who::Process(process) => format!("listens at {}", process.peer),
         }
     }
 
@@ -134,6 +146,9 @@ impl<'a> Text<'a> {
     }
 
     pub(super) fn process_of(&self, node: usize) -> String {
+        if let Some(listener) = self.listener(node) {
+            return format!("{}[{}]", listener.comm, listener.pid);
+        }
         self.process(self.analysis.graph.nodes[node].process)
     }
 

@@ -1,0 +1,340 @@
+//! A server and a file system over it, for tests: processes of their own, gates that force an order.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use inflight::snapshot::LiveOp;
+use inflight::{Kind, Snapshot};
+use tempfile::TempDir;
+
+/// Frees a test that hangs; nothing is judged by it.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A server and a file system over it, each a process of its own; the test is never one of those that hang.
+pub(crate) struct Stage {
+    pub(crate) mount: Daemon,
+    pub(crate) server: Daemon,
+    pub(crate) arrivals: Receiver<(String, UnixStream)>,
+    dir: TempDir,
+}
+
+impl Stage {
+    /// `--gate POINT` in the server's options gets its socket here.
+    pub(crate) fn set(server: &[&str], mount: &[&str]) -> Option<Self> {
+        Self::with(
+            |dir, gate| {
+                let mut args = vec!["serve".to_owned()];
+                for (at, arg) in server.iter().enumerate() {
+                    let is_gate = at > 0 && server[at - 1] == "--gate";
+                    args.push(match is_gate {
+                        true => format!("{arg}={}", gate.display()),
+                        false => (*arg).to_owned(),
+                    });
+                }
+                args.push("--stop-at-eof".to_owned());
+                Daemon::start(dir, Command::new(example()).args(args))
+            },
+            mount,
+        )
+    }
+
+    /// A server of another make: its first line is `serving URL`, and it ends when its stdin does.
+    pub(crate) fn over(server: &mut Command, mount: &[&str]) -> Option<Self> {
+        Self::with(|dir, _| Daemon::start(dir, server), mount)
+    }
+
+    fn with(server: impl FnOnce(&Path, &Path) -> Daemon, mount: &[&str]) -> Option<Self> {
+        if skipped() {
+            return None;
+        }
+        let dir = tempfile::Builder::new()
+            .prefix("inflight-")
+            .tempdir()
+            .unwrap();
+        let mnt = dir.path().join("mnt");
+        fs::create_dir(&mnt).unwrap();
+        let socket = dir.path().join(".gate");
+        let gate = UnixListener::bind(&socket).unwrap();
+        let (arrived, arrivals) = channel();
+        // Ends with the process: nothing is joined.
+        thread::spawn(move || {
+            for stream in gate.incoming().map_while(Result::ok) {
+                let mut stream = BufReader::new(stream);
+                let mut line = String::new();
+                if stream.read_line(&mut line).is_err()
+                    || arrived.send((line, stream.into_inner())).is_err()
+                {
+                    break;
+                }
+            }
+        });
+
+        let server = server(dir.path(), &socket);
+        let mut args = vec!["mount".to_owned(), mnt.display().to_string()];
+        args.extend(
+            [
+                "--http-timeout",
+                "8",
+                "--server",
+                server.1.strip_prefix("serving ").unwrap(),
+            ]
+            .map(str::to_owned),
+        );
+        args.extend(mount.iter().map(|arg| (*arg).to_owned()));
+        args.push("--stop-at-eof".to_owned());
+        let mount = Daemon::start(dir.path(), Command::new(example()).args(args));
+        Some(Self {
+            mount,
+            server,
+            arrivals,
+            dir,
+        })
+    }
+
+    pub(crate) fn mnt(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        self.server.1.strip_prefix("serving http://").unwrap()
+    }
+
+    /// Waits for the server to stand at a gate, where it stays until the stream is dropped.
+    pub(crate) fn arrive(&self, point: &str) -> UnixStream {
+        let (line, stream) = self
+            .arrivals
+            .recv_timeout(DEADLINE)
+            .unwrap_or_else(|e| panic!("nobody came to gate {point}: {e}"));
+        assert_eq!(line.split_whitespace().next(), Some(point));
+        stream
+    }
+
+    pub(crate) fn arrival(&self, point: &str) {
+        drop(self.arrive(point));
+    }
+
+    pub(crate) fn say(&self, id: &str) {
+        let send = self.mnt().join("conversation").join(id).join("send");
+        assert!(Hung::start(&format!("echo hello > {}", send.display())).ended());
+    }
+
+    pub(crate) fn diag(&self, name: &str) -> String {
+        cat(&self.mnt().join(name))
+    }
+
+    pub(crate) fn snapshot(&self, daemon: &Daemon) -> Snapshot {
+        let socket = run_dir(self.dir.path()).join(format!("{}.sock", daemon.0.id()));
+        let mut stream =
+            UnixStream::connect(&socket).unwrap_or_else(|e| panic!("{}: {e}", socket.display()));
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream
+            .write_all(b"GET /debug/inflight?format=json HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {answer}"))
+    }
+}
+
+/// What a file says, read by a child that cannot hang the test.
+pub(crate) fn cat(file: &Path) -> String {
+    let cat = Command::new("cat")
+        .arg(file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = output(cat, DEADLINE);
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+impl Drop for Stage {
+    // The directory is removed next: nothing may be mounted in it then, or its removal could hang.
+    fn drop(&mut self) {
+        self.mount.end();
+        let mnt = self.mnt();
+        let mounted = format!(" {} ", mnt.display());
+        if fs::read_to_string("/proc/self/mountinfo").is_ok_and(|list| list.contains(&mounted))
+            && let Ok(mut umount) = Command::new("umount").arg("-l").arg(mnt).spawn()
+        {
+            stop(&mut umount);
+        }
+    }
+}
+
+/// One of the two, with what it said when it was up; stopped when dropped, and a mount with it.
+pub(crate) struct Daemon(pub(crate) Child, String);
+
+impl Daemon {
+    pub(crate) fn start(dir: &Path, command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .env("INFLIGHT_DIR", run_dir(dir))
+            .env_remove("INFLIGHT_PEERS")
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let (said, line) = channel();
+        thread::spawn(move || {
+            let mut line = String::new();
+            let _ = stdout.read_line(&mut line);
+            let _ = said.send(line.trim().to_owned());
+        });
+        match line.recv_timeout(DEADLINE) {
+            Ok(line) if !line.is_empty() => Self(child, line),
+            said => {
+                drop(Self(child, String::new()));
+                panic!("{command:?} did not start: {said:?}");
+            }
+        }
+    }
+}
+
+impl Daemon {
+    pub(crate) fn end(&mut self) {
+        drop(self.0.stdin.take());
+        stop(&mut self.0);
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A shell with a command that is expected to hang for a while.
+pub(crate) struct Hung(pub(crate) Child);
+
+impl Hung {
+    pub(crate) fn start(command: &str) -> Self {
+        Self(
+            Command::new("sh")
+                .args(["-c", command])
+                .stdin(Stdio::null())
+                .spawn()
+                .unwrap(),
+        )
+    }
+
+    /// Waits for its end: whether it ended well.
+    pub(crate) fn ended(&mut self) -> bool {
+        let status = until(|| self.0.try_wait().unwrap());
+        status.success()
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        if self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
+            let _ = self.0.kill();
+            stop(&mut self.0);
+        }
+    }
+}
+
+/// Waits for a process to end by itself, else kills it; one that cannot even be killed is left alone.
+pub(crate) fn stop(child: &mut Child) {
+    let ended = |child: &mut Child| {
+        let deadline = Instant::now() + DEADLINE;
+        while child.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+        child.try_wait().is_ok_and(|ended| ended.is_some())
+    };
+    if !ended(child) {
+        let _ = child.kill();
+        ended(child);
+    }
+}
+
+pub(crate) fn output(child: Child, within: Duration) -> Output {
+    let pid = rustix::process::Pid::from_child(&child);
+    let (ended, output) = channel();
+    thread::spawn(move || ended.send(child.wait_with_output()));
+    match output.recv_timeout(within) {
+        Ok(output) => output.unwrap(),
+        Err(RecvTimeoutError::Timeout) => {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            panic!("process {pid:?} hangs");
+        }
+        Err(e) => panic!("{e}"),
+    }
+}
+
+/// Asks again until there is an answer.
+pub(crate) fn until<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "it did not come");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub(crate) fn only<'a>(snapshot: &'a Snapshot, kind: Kind, name: &str) -> &'a LiveOp {
+    let found: Vec<&LiveOp> = snapshot
+        .ops
+        .iter()
+        .filter(|op| op.kind == kind && op.name == name)
+        .collect();
+    let [op] = found.as_slice() else {
+        panic!("{} ops {name}, not one", found.len())
+    };
+    op
+}
+
+/// The one op of this process that `op` waits for.
+pub(crate) fn awaited<'a>(snapshot: &'a Snapshot, op: &LiveOp) -> &'a LiveOp {
+    let wait = op
+        .phase
+        .wait
+        .as_ref()
+        .unwrap_or_else(|| panic!("{op:?} waits for nothing"));
+    let [id] = wait.ops.as_slice() else {
+        panic!("{wait:?}")
+    };
+    snapshot
+        .op(*id)
+        .unwrap_or_else(|| panic!("{id} is not in the snapshot"))
+}
+
+pub(crate) fn run_dir(dir: &Path) -> PathBuf {
+    dir.join(".run")
+}
+
+/// The example, which `cargo test` builds beside the tests.
+pub(crate) fn example() -> PathBuf {
+    let path = std::env::current_exe()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .join("examples/shelley");
+    assert!(
+        path.exists(),
+        "{} is missing: cargo build --example shelley",
+        path.display()
+    );
+    path
+}
+
+/// Without a way to mount the tests fail, unless they were told to skip.
+pub(crate) fn skipped() -> bool {
+    std::env::var("INFLIGHT_SKIP_FUSE").is_ok_and(|skip| skip == "1")
+}

@@ -1,0 +1,213 @@
+//! Variants of the founding hang: what is a deadlock for another reason, what is none, and what can only be likely.
+
+use std::{
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    thread,
+};
+
+use inflight::{Kind, Report, report::Verdict};
+
+use crate::stage::{Hung, Stage, cat, until};
+
+/// A server without a tracker: one lock, held while the folder is walked.
+const PYTHON: &str = r#"
+import http.server, json, os, sys, threading
+lock = threading.Lock()
+class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self, status, value):
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def do_GET(self):
+        with lock:
+            self.answer(200, [])
+    def do_POST(self):
+        say = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with lock:
+            found = [names for _, _, names in os.walk(say["cwd"])]
+        self.answer(201, {"status": "accepted", "conversation_id": "c000001"})
+    def log_message(self, *_):
+        pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(f"serving http://127.0.0.1:{server.server_port}", flush=True)
+sys.stdin.read()
+os._exit(0)
+"#;
+
+fn send(stage: &Stage) -> Hung {
+    let send = stage.mnt().join("conversation/1b9b/send");
+    Hung::start(&format!("echo hello > {}", send.display()))
+}
+
+fn report(stage: &Stage) -> Report {
+    serde_json::from_str(&stage.diag(".diag.json")).unwrap()
+}
+
+/// Kind and name of the members of the first circle, in some order.
+fn members(report: &Report) -> Vec<(Kind, String)> {
+    let snapshots = || std::iter::once(&report.local).chain(&report.peers);
+    let mut members: Vec<(Kind, String)> = report.cycles()[0]
+        .ops
+        .iter()
+        .map(|id| {
+            let op = snapshots().find_map(|snapshot| snapshot.op(*id)).unwrap();
+            (op.kind.clone(), op.name.clone())
+        })
+        .collect();
+    members.sort_by_key(|member| format!("{member:?}"));
+    members
+}
+
+fn of(kind: Kind, name: &str) -> (Kind, String) {
+    (kind, name.to_owned())
+}
+
+#[test]
+fn the_lock_held_over_the_walk_is_a_deadlock_of_exactly_four() {
+    let Some(stage) = Stage::set(
+        &["--walk", "naive", "--gate", "locked", "--gate", "list"],
+        &[],
+    ) else {
+        return;
+    };
+    let mut shell = send(&stage);
+    stage.arrival("locked");
+    stage.arrival("list");
+
+    let report = until(|| Some(report(&stage)).filter(|it| it.verdict() == &Verdict::Deadlock));
+
+    assert_eq!(
+        members(&report),
+        [
+            of(Kind::Fuse, "readdir"),
+            of(Kind::HttpClient, "GET"),
+            of(Kind::HttpServer, "GET"),
+            of(Kind::HttpServer, "POST"),
+        ]
+    );
+    let flush = report
+        .local
+        .ops
+        .iter()
+        .find(|op| op.name == "flush")
+        .unwrap();
+    assert!(report.blocked.contains(&flush.id));
+    let youngest = report
+        .edges
+        .iter()
+        .filter(|edge| edge.why == "waits")
+        .map(|edge| edge.since_ms)
+        .fold(f64::MAX, f64::min);
+    assert!(report.cycles()[0].for_ms <= youngest);
+    assert!(report.edges.iter().all(|edge| edge.certainty == "certain"));
+    shell.ended();
+}
+
+#[test]
+fn one_slot_is_enough_for_a_deadlock_without_a_lock_and_the_flush_is_a_member() {
+    let Some(stage) = Stage::set(&["--walk", "repaired"], &["--slots", "1", "--inline"]) else {
+        return;
+    };
+    let mut shell = send(&stage);
+
+    let report = until(|| Some(report(&stage)).filter(|it| it.verdict() == &Verdict::Deadlock));
+
+    let members = members(&report);
+    for member in [
+        of(Kind::Fuse, "flush"),
+        of(Kind::HttpClient, "POST"),
+        of(Kind::HttpServer, "POST"),
+    ] {
+        assert!(members.contains(&member), "{members:?}");
+    }
+    assert_eq!(members.len(), 4, "{members:?}");
+    assert!(report.edges.iter().any(|edge| edge.why == "slot"));
+    let text = report.to_string();
+    assert!(
+        text.contains("has the only slot left while it waits for"),
+        "{text}"
+    );
+    shell.ended();
+}
+
+#[test]
+fn with_several_slots_and_no_lock_held_no_reader_ever_sees_a_deadlock() {
+    const RUNS: usize = 50;
+    let Some(stage) = Stage::set(&["--walk", "repaired"], &["--slots", "4"]) else {
+        return;
+    };
+    let is_over = AtomicBool::new(false);
+    let diag = stage.mnt().join(".diag");
+
+    let read = thread::scope(|scope| {
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut read = 0;
+                    while !is_over.load(SeqCst) {
+                        let text = cat(&diag);
+                        assert!(!text.contains("DEADLOCK"), "{text}");
+                        read += 1;
+                    }
+                    read
+                })
+            })
+            .collect();
+        let runs: Vec<bool> = (0..RUNS).map(|_| send(&stage).ended()).collect();
+        is_over.store(true, SeqCst);
+        assert!(runs.into_iter().all(|ended_well| ended_well));
+        readers
+            .into_iter()
+            .map(|it| it.join().unwrap())
+            .sum::<usize>()
+    });
+
+    assert!(read > RUNS / 10, "only {read} reports were read");
+}
+
+#[test]
+fn a_server_without_a_tracker_is_a_likely_deadlock_that_names_its_process() {
+    let mut python = Command::new("python3");
+    python.args(["-c", PYTHON]);
+    let Some(stage) = Stage::over(&mut python, &[]) else {
+        return;
+    };
+    let mut shell = send(&stage);
+
+    let report = until(|| {
+        Some(report(&stage)).filter(|report| report.verdict() == &Verdict::LikelyDeadlock)
+    });
+
+    let server = stage.server.0.id();
+    let text = report.to_string();
+    let mut lines = text.lines();
+    let first = lines.next().unwrap();
+    let mnt = stage.mnt().display().to_string();
+    assert!(first.starts_with("LIKELY DEADLOCK for "), "{text}");
+    assert!(
+        first.ends_with(&format!("which is itself inside {mnt}")),
+        "{text}"
+    );
+    assert!(
+        first.contains(&format!("waits for python3[{server}]")),
+        "{text}"
+    );
+    assert_eq!(
+        lines.next().unwrap(),
+        format!(
+            "Only likely, because python3[{server}] runs no inflight: its process is known, its requests are not"
+        )
+    );
+    let across = format!("process:{server}");
+    let across = report
+        .edges
+        .iter()
+        .filter(|edge| edge.from == across || edge.to == across);
+    assert!(across.clone().count() >= 2);
+    assert!(across.into_iter().all(|edge| edge.certainty == "likely"));
+    shell.ended();
+}
