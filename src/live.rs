@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) service: String,
     pub(crate) slow_after: Duration,
     pub(crate) stuck_after: Duration,
+    #[cfg_attr(not(feature = "debug"), expect(dead_code))]
+    pub(crate) peers: Vec<String>,
     live: DashMap<OpId, Arc<Record>, BuildHasherDefault<IdHasher>>,
     // DashMap::len takes the lock of every shard.
     count: AtomicUsize,
@@ -77,12 +79,14 @@ impl Shared {
         stuck_after: Duration,
         capacity: usize,
         history: usize,
+        peers: Vec<String>,
     ) -> Self {
         process::forked();
         Self {
             service,
             slow_after,
             stuck_after,
+            peers,
             live: DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), SHARDS),
             count: AtomicUsize::new(0),
             capacity,

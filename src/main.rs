@@ -49,7 +49,8 @@ struct Options {
 
 #[derive(Args)]
 struct Show {
-    /// A process id, the path of a debug socket, or the path of a FUSE mount [default: all]
+    /// A process id, the path of a debug socket, the URL of a report, or the path of a FUSE mount
+    /// [default: all of this machine]
     source: Vec<String>,
     /// Prints the report as JSON, schema inflight/1
     #[arg(long)]

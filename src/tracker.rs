@@ -53,6 +53,7 @@ pub struct Builder {
     stuck_after: Duration,
     capacity: usize,
     history: usize,
+    peers: Vec<String>,
 }
 
 /// What is known of an op when it begins, besides its ids.
@@ -94,6 +95,7 @@ impl Tracker {
             stuck_after: Duration::from_secs(10),
             capacity: 65_536,
             history: 256,
+            peers: Vec::new(),
         }
     }
 
@@ -270,6 +272,12 @@ impl Tracker {
         self.shared.process()
     }
 
+    /// The URLs of the processes that reports ask besides those of this machine.
+    #[cfg(feature = "debug")]
+    pub(crate) fn peers(&self) -> &[String] {
+        &self.shared.peers
+    }
+
     /// After how long without progress an op is slow.
     pub(crate) fn slow_after(&self) -> Duration {
         self.shared.slow_after
@@ -322,15 +330,30 @@ impl Builder {
         self
     }
 
+    /// Adds a process whose snapshot every report is to ask for, by the URL of its report. Default: those
+    /// in `INFLIGHT_PEERS`, separated by commas; and always the processes of this machine.
+    ///
+    /// No name is resolved on the way to a report: the host is an address, or `localhost`.
+    #[must_use]
+    pub fn peer(mut self, url: impl Into<String>) -> Self {
+        self.peers.push(url.into());
+        self
+    }
+
     /// Makes the tracker.
     #[must_use]
-    pub fn build(self) -> Tracker {
+    pub fn build(mut self) -> Tracker {
+        let named = std::env::var("INFLIGHT_PEERS").unwrap_or_default();
+        let named = named.split(',').map(str::trim);
+        let named = named.filter(|url| !url.is_empty());
+        self.peers.extend(named.map(str::to_owned));
         let shared = Shared::new(
             text::clean(&self.service),
             self.slow_after,
             self.stuck_after,
             self.capacity,
             self.history,
+            self.peers,
         );
         let wanted_off = std::env::var("INFLIGHT")
             .is_ok_and(|value| matches!(value.as_str(), "off" | "0" | "false"));

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -9,7 +10,12 @@ use std::{
 use http::{Request, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use tokio::{net::UnixStream, task::JoinSet, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    task::JoinSet,
+    time::timeout,
+};
 
 use super::directory;
 use crate::{
@@ -25,7 +31,9 @@ const DEADLINE: Duration = Duration::from_millis(300);
 const MOST_BYTES: usize = 64 * 1024 * 1024;
 
 /// Younger ops of a peer hold nobody up.
-const QUERY: &str = "/debug/inflight?format=json&min_age=100ms";
+const QUERY: &str = "format=json&min_age=100ms";
+
+const PATH: &str = "/debug/inflight";
 
 enum Answer {
     Snapshot(Box<Snapshot>),
@@ -41,15 +49,18 @@ impl Report {
     /// [`collect_async`](Self::collect_async).
     #[must_use]
     pub fn collect(tracker: &Tracker) -> Self {
-        Self::collect_where(tracker, |_| true)
+        Self::collect_where(tracker, tracker.peers().to_vec(), |_| true)
     }
 
     /// Reports what the processes on the other side of these sources do, as they see it.
     ///
-    /// A source is a process id, the path of a debug socket, or the path of a FUSE mount, which is
-    /// compared as text. One that nobody stands behind is among [`peers_failed`](Self::peers_failed).
+    /// A source is a process id, the path of a debug socket, the URL of a report, or the path of a FUSE
+    /// mount, which is compared as text. One that nobody stands behind is among [`peers_failed`](Self::peers_failed).
     #[must_use]
     pub fn collect_from(tracker: &Tracker, sources: &[String]) -> Self {
+        if sources.is_empty() {
+            return Self::collect(tracker);
+        }
         let is_mount = |source: &String| source.starts_with('/') && !source.ends_with(".sock");
         let mounts: Vec<&String> = sources.iter().filter(|source| is_mount(source)).collect();
         let is_named = |socket: &Path| {
@@ -58,10 +69,11 @@ impl Report {
             let mut sources = sources.iter();
             sources.any(|source| source == pid || Path::new(source) == socket)
         };
-        let mut report = Self::collect_where(tracker, |socket| {
-            sources.is_empty() || !mounts.is_empty() || is_named(socket)
+        let urls = sources.iter().filter(|source| is_url(source)).cloned();
+        let mut report = Self::collect_where(tracker, urls.collect(), |socket| {
+            !mounts.is_empty() || is_named(socket)
         });
-        for source in sources {
+        for source in sources.iter().filter(|source| !is_url(source)) {
             let is_there = match is_mount(source) {
                 true => {
                     let mut snapshots = report.snapshots();
@@ -86,8 +98,12 @@ impl Report {
         }
     }
 
-    fn collect_where(tracker: &Tracker, wanted: impl Fn(&Path) -> bool + Send) -> Self {
-        let ask = || ask_all(wanted);
+    fn collect_where(
+        tracker: &Tracker,
+        urls: Vec<String>,
+        wanted: impl Fn(&Path) -> bool + Send,
+    ) -> Self {
+        let ask = || ask_all(&urls, wanted);
         let (peers, failed) = if tokio::runtime::Handle::try_current().is_ok() {
             // A thread of a runtime must not start another one.
             std::thread::scope(|scope| scope.spawn(ask).join().unwrap_or_default())
@@ -119,7 +135,7 @@ impl Report {
 }
 
 // On a runtime of its own, so that it works wherever it is called, and without further threads.
-fn ask_all(wanted: impl Fn(&Path) -> bool) -> (Vec<Snapshot>, Vec<PeerFailed>) {
+fn ask_all(urls: &[String], wanted: impl Fn(&Path) -> bool) -> (Vec<Snapshot>, Vec<PeerFailed>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -140,6 +156,9 @@ fn ask_all(wanted: impl Fn(&Path) -> bool) -> (Vec<Snapshot>, Vec<PeerFailed>) {
             for socket in directory.sockets.iter().filter(|socket| wanted(socket)) {
                 asked.spawn(ask(socket.clone(), directory.way_to(socket)));
             }
+        }
+        for url in urls {
+            asked.spawn(ask_url(url.clone()));
         }
         let (mut snapshots, mut failed) = (Vec::new(), Vec::new());
         for answer in asked.join_all().await {
@@ -178,7 +197,8 @@ async fn ask(socket: PathBuf, way: PathBuf) -> Answer {
     if peer == Some(std::process::id().cast_signed()) {
         return Answer::Passed;
     }
-    match timeout(DEADLINE, snapshot(stream)).await {
+    let asked = snapshot(stream, "localhost", PATH);
+    match timeout(DEADLINE, asked).await {
         Ok(Ok(snapshot)) => Answer::Snapshot(Box::new(snapshot)),
         Ok(Err(why)) => failed(why),
         Err(_) => failed(format!(
@@ -189,13 +209,61 @@ async fn ask(socket: PathBuf, way: PathBuf) -> Answer {
     }
 }
 
-async fn snapshot(stream: UnixStream) -> Result<Snapshot, String> {
+// By a URL such as http://10.0.0.7:9911/debug/inflight.
+async fn ask_url(url: String) -> Answer {
+    let shown = crate::text::clean_url(&url);
+    let asked = async {
+        let (host, address, path) = parse_url(&url)?;
+        let stream = TcpStream::connect(address).await;
+        let stream = stream.map_err(|error| error.to_string())?;
+        snapshot(stream, &host, &path).await
+    };
+    let why = match timeout(DEADLINE, asked).await {
+        Ok(Ok(snapshot)) => return Answer::Snapshot(Box::new(snapshot)),
+        Ok(Err(why)) => why,
+        Err(_) => format!("it did not answer within {} ms", DEADLINE.as_millis()),
+    };
+    Answer::Failed(PeerFailed {
+        address: shown,
+        why,
+    })
+}
+
+fn is_url(source: &str) -> bool {
+    source.contains("://")
+}
+
+// What to call the host, where it is, and the path of its report.
+fn parse_url(url: &str) -> Result<(String, SocketAddr, String), String> {
+    let uri: http::Uri = url.parse().map_err(|_| "it is no URL".to_owned())?;
+    if uri.scheme_str() != Some("http") {
+        return Err("only http:// can be asked".to_owned());
+    }
+    let host = uri.host().unwrap_or_default();
+    let ip = match host.trim_start_matches('[').trim_end_matches(']') {
+        "localhost" => IpAddr::from([127, 0, 0, 1]),
+        text => text.parse().map_err(|_| {
+            "no name is resolved on the way to a report: give its address".to_owned()
+        })?,
+    };
+    let path = match uri.path() {
+        "" | "/" => PATH,
+        path => path,
+    };
+    let address = SocketAddr::new(ip, uri.port_u16().unwrap_or(80));
+    Ok((host.to_owned(), address, path.to_owned()))
+}
+
+async fn snapshot<S>(stream: S, host: &str, path: &str) -> Result<Snapshot, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
     // Ends with the runtime, if not before.
     tokio::spawn(connection);
-    let request = Request::get(QUERY)
-        .header(header::HOST, "localhost")
+    let request = Request::get(format!("{path}?{QUERY}"))
+        .header(header::HOST, host)
         .body(Empty::<bytes::Bytes>::new())
         .map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await;
@@ -215,4 +283,37 @@ fn process(pid: Option<i32>, socket: &Path) -> String {
     let pid = pid.map(|pid| pid.to_string());
     let pid = pid.or_else(|| Some(socket.file_stem()?.to_string_lossy().into_owned()));
     format!("process {}", pid.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_url;
+
+    #[test]
+    fn a_url_is_read_and_no_name_is_resolved() {
+        let read = |url: &str| parse_url(url).map(|(_, address, path)| format!("{address}{path}"));
+
+        for (url, expected) in [
+            (
+                "http://127.0.0.1:99/x/debug/inflight",
+                "127.0.0.1:99/x/debug/inflight",
+            ),
+            ("http://localhost:99", "127.0.0.1:99/debug/inflight"),
+            ("http://[::1]:99/", "[::1]:99/debug/inflight"),
+            ("http://10.0.0.7", "10.0.0.7:80/debug/inflight"),
+        ] {
+            assert_eq!(read(url).as_deref(), Ok(expected));
+        }
+        assert!(
+            read("http://api-7:99/")
+                .unwrap_err()
+                .contains("give its address")
+        );
+        assert!(
+            read("https://10.0.0.7/")
+                .unwrap_err()
+                .contains("only http://")
+        );
+        assert!(read("http://").is_err());
+    }
 }

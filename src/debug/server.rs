@@ -2,12 +2,19 @@
 
 use std::{
     fs, io,
+    net::{IpAddr, SocketAddr, TcpListener},
     os::unix::net::UnixListener,
     path::{Path, PathBuf},
     thread,
 };
 
-use tokio::sync::oneshot;
+use axum::{
+    extract::Request,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, header};
+use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{directory, router::router};
 use crate::tracker::Tracker;
@@ -21,6 +28,9 @@ pub struct Server {
     pid: u32,
     // Closing it ends the thread.
     stop: Option<oneshot::Sender<()>>,
+    // Where it runs, and for whom: for what is added later.
+    runs: Option<(Handle, Tracker)>,
+    address: Option<SocketAddr>,
 }
 
 /// Serves `/debug/inflight` on a Unix socket, from a thread of its own.
@@ -35,13 +45,18 @@ pub fn serve(tracker: &Tracker) -> Server {
         problem: None,
         pid: std::process::id(),
         stop: None,
+        runs: None,
+        address: None,
     };
     let started = directory::listen(&directory::all()).and_then(|(listener, path)| {
         server.path = Some(path);
         start(tracker, listener).map_err(|error| error.to_string())
     });
     match started {
-        Ok(stop) => server.stop = Some(stop),
+        Ok((stop, handle)) => {
+            server.stop = Some(stop);
+            server.runs = Some((handle, tracker.clone()));
+        }
         Err(why) => {
             server.remove();
             server.problem = Some(why);
@@ -50,7 +65,23 @@ pub fn serve(tracker: &Tracker) -> Server {
     server
 }
 
-fn start(tracker: &Tracker, listener: UnixListener) -> io::Result<oneshot::Sender<()>> {
+// A name that an attacker's page goes by may lead here, too: such a page must not read this.
+async fn only_addresses(request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST);
+    let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    if name == "localhost" || name.parse::<IpAddr>().is_ok() {
+        return next.run(request).await;
+    }
+    let why = "ask by address, or as localhost: the Host of this request is neither\n";
+    (StatusCode::FORBIDDEN, why).into_response()
+}
+
+fn start(tracker: &Tracker, listener: UnixListener) -> io::Result<(oneshot::Sender<()>, Handle)> {
     listener.set_nonblocking(true)?;
     // Two reports at once are one too many: they share their answer.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -60,6 +91,7 @@ fn start(tracker: &Tracker, listener: UnixListener) -> io::Result<oneshot::Sende
         .build()?;
     let app = router(tracker);
     let (stop, stopped) = oneshot::channel();
+    let handle = runtime.handle().clone();
     thread::Builder::new()
         .name("inflight-debug".to_owned())
         .spawn(move || {
@@ -74,10 +106,42 @@ fn start(tracker: &Tracker, listener: UnixListener) -> io::Result<oneshot::Sende
             });
             runtime.shutdown_background();
         })?;
-    Ok(stop)
+    Ok((stop, handle))
 }
 
 impl Server {
+    /// Listens on TCP as well. Default: only on the socket.
+    ///
+    /// **It has no access control**: whoever reaches the address may read. Give a loopback address such as
+    /// `127.0.0.1:9911`, or know who is on the other side. Only requests whose `Host` is an address or
+    /// `localhost` are answered, so that no page in a browser can read it under a name of its own. If it
+    /// cannot listen there, [`problem`](Self::problem) says why.
+    pub fn tcp(mut self, address: SocketAddr) -> Self {
+        let Some((handle, tracker)) = &self.runs else {
+            return self;
+        };
+        let app = router(tracker).layer(middleware::from_fn(only_addresses));
+        let listening = TcpListener::bind(address).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            self.address = Some(listener.local_addr()?);
+            let _in = handle.enter();
+            tokio::net::TcpListener::from_std(listener)
+        });
+        match listening {
+            Ok(listener) => {
+                handle.spawn(async move { axum::serve(listener, app).await });
+            }
+            Err(error) => self.problem = Some(format!("{address}: {error}")),
+        }
+        self
+    }
+
+    /// Where it listens on TCP, if it does.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {

@@ -267,3 +267,90 @@ async fn a_report_is_collected_on_any_runtime() {
             .all(|peer| peer.process.pid != std::process::id())
     );
 }
+
+#[test]
+fn a_peer_is_asked_by_its_url_and_by_no_name() {
+    const TEST: &str = "a_peer_is_asked_by_its_url_and_by_no_name";
+    let tracker = Tracker::new("peer");
+    if is_child(TEST) {
+        let _op = tracker.begin("work of the peer");
+        let server = debug::serve(&tracker).tcp("127.0.0.1:0".parse().unwrap());
+        writeln!(std::io::stdout(), "@at {}", server.address().unwrap()).unwrap();
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        return;
+    }
+    if is_child("asks") {
+        writeln!(std::io::stdout(), "{}", Report::collect(&tracker)).unwrap();
+        return;
+    }
+    // No directory that anyone would look in: only the address leads to it.
+    let dir = tempfile::tempdir().unwrap();
+    let mut peer = in_child(TEST, &dir.path().join("theirs"));
+    let lines = BufReader::new(peer.stdout.take().unwrap()).lines();
+    let mut lines = lines.map_while(Result::ok);
+    let address = lines
+        .find_map(|line| Some(line.split_once("@at ")?.1.to_owned()))
+        .unwrap();
+    let says = |host: &str| {
+        let mut stream = std::net::TcpStream::connect(&address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let request = format!(
+            "GET /debug/inflight?count HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    for host in [address.as_str(), "localhost", "localhost:80", "[::1]:80"] {
+        assert!(says(host).starts_with("HTTP/1.1 200 OK"), "{host}");
+    }
+    for host in [
+        "evil.example",
+        "evil.example:80",
+        "127.0.0.1.evil.example",
+        "",
+    ] {
+        assert!(says(host).starts_with("HTTP/1.1 403 "), "{host}");
+    }
+
+    // One that accepts and never answers, and one that answers nonsense.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nonsense = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let [of_silent, of_nonsense] = [&silent, &nonsense].map(|it| it.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in nonsense.incoming().map_while(Result::ok) {
+            let mut stream = stream;
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
+        }
+    });
+    let ask = || {
+        let mut asks = Command::new(std::env::current_exe().unwrap());
+        asks.args(["--exact", &format!("debug_server::{TEST}"), "--nocapture"]);
+        asks.env(CHILD, "asks")
+            .env("INFLIGHT_DIR", dir.path().join("ours"));
+        let peers =
+            format!("http://{address}, http://{of_silent}, http://{of_nonsense}, http://api/");
+        asks.env("INFLIGHT_PEERS", peers);
+        String::from_utf8(asks.output().unwrap().stdout).unwrap()
+    };
+    let deadline = std::time::Instant::now() + DEADLINE;
+    let mut text = ask();
+    while !text.contains("work of the peer") && std::time::Instant::now() < deadline {
+        text = ask();
+    }
+    drop(peer.stdin.take());
+    peer.wait().unwrap();
+    drop(silent);
+
+    let text = text.replace("\n        ", " ");
+    for part in [
+        "work of the peer".to_owned(),
+        format!("what http://{of_silent} does (it did not answer within 300 ms)"),
+        format!("what http://{of_nonsense} does (it answered what is no snapshot"),
+        "what http://api/ does (no name is resolved".to_owned(),
+    ] {
+        assert!(text.contains(&part), "{part} is missing in\n{text}");
+    }
+}
