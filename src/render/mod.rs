@@ -13,7 +13,10 @@ mod words;
 
 pub(crate) use self::words::age;
 use self::words::width;
-use crate::report::{Analysis, Report, Verdict};
+use crate::{
+    report::{Analysis, Report, Verdict},
+    text,
+};
 
 /// Lines are at most this wide.
 const WIDTH: usize = 120;
@@ -96,7 +99,8 @@ impl<'a> Text<'a> {
     }
 
     fn line(&mut self, line: &str) {
-        self.out.push_str(line.trim_end());
+        // A peer may have sent anything.
+        self.out.push_str(&text::visible(line.trim_end()));
         self.out.push('\n');
     }
 
