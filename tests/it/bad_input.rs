@@ -215,7 +215,7 @@ fn a_hundred_thousand_ops_are_shown_or_counted() {
     let none = tracker.snapshot_of(&Filter::new().limit(0));
     let above = tracker.begin("one too many");
 
-    println!("{per_op:.0} bytes a live op; a snapshot of {OPS} took {took:?}, unoptimised");
+    eprintln!("{per_op:.0} bytes a live op; a snapshot of {OPS} took {took:?}, unoptimised");
     assert_eq!((all.ops.len(), all.totals.left_out), (OPS, 0));
     assert_eq!(all.ops[0].id, ops[0].id().unwrap(), "the oldest first");
     assert_eq!(

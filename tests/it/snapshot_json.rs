@@ -305,7 +305,7 @@ fn a_snapshot_of_a_busy_tracker_comes_back_as_it_was() {
     let call = tracker.call("PUT", "https://api/x?y=z");
     call.sent(1 << 40);
     call.response(503_u16);
-    let _failed = tracker.begin("failed").fail("x");
+    tracker.begin("failed").fail("x");
     drop(entered);
 
     let taken = tracker.snapshot();
