@@ -565,6 +565,8 @@ impl<'g, 'a> Join<'g, 'a> {
                     && self.begun(*node) <= begun
             };
             let candidates: Vec<_> = (0..self.graph.nodes.len()).filter(may_be).collect();
+            // Of several nobody knows which: they are shown, and nothing follows from them.
+            let is_guess = candidates.len() > 1;
             for node in candidates {
                 self.graph.nodes[node].waits.push(Condition {
                     targets: vec![Target {
@@ -573,8 +575,8 @@ impl<'g, 'a> Join<'g, 'a> {
                         is_certain: false,
                         since: begun,
                     }],
-                    needs: Needs::All,
-                    has_way_out: false,
+                    needs: Needs::Any,
+                    has_way_out: is_guess,
                     resource: None,
                 });
             }

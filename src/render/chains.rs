@@ -32,6 +32,8 @@ impl<'a> Text<'a> {
                 chain.push(waiter);
             }
             chain.reverse();
+            let mut out = self.analysis.graph.out(cause).map(|target| target.node);
+            chain.extend(out.find(|node| self.listener(*node).is_some()));
             known.extend(chain.iter().copied());
             chains.push(chain);
             if known.len() >= MOST_LISTED {
@@ -249,7 +251,8 @@ impl<'a> Text<'a> {
             waiters.filter(|waiter| *waiter != node).count() > 0
         };
         let rest = self.in_scope().into_iter();
-        let mut roots: Vec<usize> = rest.filter(|node| !self.shown.contains(node)).collect();
+        let is_left = |node: &usize| !self.shown.contains(node) && self.listener(*node).is_none();
+        let mut roots: Vec<usize> = rest.filter(is_left).collect();
         roots.sort_by(|a, b| {
             let first = is_waited_for(a).cmp(&is_waited_for(b));
             first.then(self.age(*b).total_cmp(&self.age(*a)))

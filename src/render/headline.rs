@@ -161,7 +161,9 @@ impl<'a> Text<'a> {
     pub(super) fn stuck(&mut self, chains: &[Vec<usize>]) {
         let stuck = self.analysis.nodes_that_are(&State::Stuck);
         let longest = self.longest(&stuck);
-        let Some(cause) = chains.first().and_then(|chain| chain.last()).copied() else {
+        let chain = chains.first().map(Vec::as_slice).unwrap_or_default();
+        let is_op = |node: &&usize| self.listener(**node).is_none();
+        let Some(cause) = chain.iter().rfind(is_op).copied() else {
             return;
         };
         let behind = self.analysis.graph.behind(&[cause]).len();
@@ -204,6 +206,10 @@ impl<'a> Text<'a> {
                 } else {
                     &wait
                 };
+                let mut out = self.analysis.graph.out(cause);
+                let process = out.find(|target| self.listener(target.node).is_some());
+                let process = process.map(|target| format!(" = {}", self.process_of(target.node)));
+                let peer = format!("{peer}{}", process.unwrap_or_default());
                 match has_status {
                     false => format!("{wait}{peer}, which does not answer"),
                     true => format!("{wait}{peer}, which has stopped in the middle of its answer"),

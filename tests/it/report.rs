@@ -1,5 +1,7 @@
 //! Verdicts and text over snapshots written by hand: what is a deadlock, what is none, and how it reads.
 
+use proptest::prelude::*;
+
 use inflight::{
     Kind, OpId, Report, Snapshot, State, TraceId,
     report::Verdict,
@@ -243,7 +245,7 @@ fn the_founding_hang_is_told_from_both_snapshots() {
     assert_eq!(
         report.to_string(),
         "\
-DEADLOCK for 24.9 s (since 13:56:03 UTC): shelley-fuse[443] and shelley[444] wait for each other
+DEADLOCK for 24.9 s (since 13:56:03 UTC): shelley[444] and shelley-fuse[443] wait for each other
 Culprit: [1] holds lock \"conversations\" while it waits for a file in /mnt/s, and [4] needs what it holds
 Blocked: 1 caller, bash[512].  To free it now: echo 1 > /sys/fs/fuse/connections/40/abort   (they get errors)
 
@@ -430,6 +432,35 @@ fn a_call_from_an_unknown_thread_of_the_server_is_likely_the_requests() {
     assert_eq!(report.verdict(), &Verdict::LikelyDeadlock);
     assert_eq!(cycle(&report), [12, 13, 20, 21]);
     assert!(report.to_string().contains("\nOnly likely, because "));
+}
+
+#[test]
+fn of_several_requests_that_may_have_made_a_call_none_is_blamed() {
+    let [daemon, mut server] = founding();
+    server.ops[0].thread = None;
+    let mut other = served(
+        op(
+            22,
+            Kind::HttpServer,
+            "POST",
+            "/api/conversations/new",
+            29_000.0,
+        ),
+        98,
+    );
+    other.parent_id = None;
+    server.ops.push(other);
+
+    let report = report([daemon, server]);
+
+    assert!(report.cycles().is_empty());
+    let likely = report.edges.iter().filter(|edge| edge.why == "process");
+    let from: Vec<&str> = likely.map(|edge| edge.from.as_str()).collect();
+    assert_eq!(
+        from,
+        ["0000000000000014", "0000000000000016"],
+        "both are shown"
+    );
 }
 
 #[test]
@@ -632,4 +663,68 @@ fn nothing_at_all_is_ok() {
         text.starts_with("OK: nothing is stuck. Nothing is in flight; no peer asked\n"),
         "{text}"
     );
+}
+
+/// Ops that wait for each other at random: for which, and whether for all of them.
+fn waiting() -> impl Strategy<Value = Vec<(Vec<usize>, bool)>> {
+    (2usize..9).prop_flat_map(|count| {
+        let wait = (proptest::collection::vec(0..count + 1, 0..4), any::<bool>());
+        proptest::collection::vec(wait, count)
+    })
+}
+
+/// Who never goes on, found the slow way: let everyone go on who can, until nobody can. `count` stands for
+/// an op that no snapshot has.
+fn never_goes_on(waits: &[(Vec<usize>, bool)]) -> Vec<bool> {
+    let mut goes_on = vec![false; waits.len() + 1];
+    goes_on[waits.len()] = true;
+    for _ in 0..waits.len() {
+        for (op, (on, all)) in waits.iter().enumerate() {
+            goes_on[op] |= on.is_empty()
+                || match all {
+                    true => on.iter().all(|on| goes_on[*on]),
+                    false => on.iter().any(|on| goes_on[*on]),
+                };
+        }
+    }
+    goes_on.pop();
+    goes_on.into_iter().map(|goes_on| !goes_on).collect()
+}
+
+proptest! {
+    #[test]
+    fn a_deadlock_is_reported_just_when_someone_never_goes_on(waits in waiting()) {
+        let mut snapshots = [snapshot("same", 7), snapshot("same", 8)];
+        for (n, (on, all)) in waits.iter().enumerate() {
+            // Spread over two processes; all look alike.
+            let mut task = op(n as u64 + 1, Kind::Task, "same", "same", 20_000.0);
+            if !on.is_empty() {
+                task.phase.wait = Some(Wait {
+                    on: On::Op,
+                    ops: on.iter().map(|n| id(*n as u64 + 1)).collect(),
+                    all: *all,
+                    since_ms: 15_000.0,
+                    ..Wait::default()
+                });
+            }
+            snapshots[n % 2].ops.push(task);
+        }
+        let never = never_goes_on(&waits);
+
+        let report = report(snapshots);
+
+        let is_deadlock = report.verdict() == &Verdict::Deadlock;
+        prop_assert_eq!(is_deadlock, never.contains(&true), "{:?}", waits);
+        for cycle in report.cycles() {
+            prop_assert!(cycle.confirmed);
+            for member in &cycle.ops {
+                let n = member.value() as usize - 1;
+                prop_assert!(never[n]);
+                let next = waits[n].0.iter().any(|on| cycle.ops.contains(&id(*on as u64 + 1)));
+                prop_assert!(next, "{} waits for no member", n);
+            }
+        }
+        let text = report.to_string();
+        prop_assert!(text.lines().all(|line| line.chars().count() <= 120));
+    }
 }

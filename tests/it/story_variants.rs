@@ -214,3 +214,44 @@ fn a_server_without_a_tracker_is_a_likely_deadlock_that_names_its_process() {
     assert!(across.into_iter().all(|edge| edge.certainty == "likely"));
     shell.ended();
 }
+
+#[test]
+fn a_server_that_was_stopped_is_named_with_its_state() {
+    let Some(stage) = Stage::set(&["--walk", "repaired", "--gate", "locked"], &[]) else {
+        return;
+    };
+    let mut shell = send(&stage);
+    let gate = stage.arrive("locked");
+    let server = stage.server.0.id();
+    let signal = |name: &str| {
+        let status = Command::new("kill")
+            .args([name, &server.to_string()])
+            .status();
+        assert!(status.unwrap().success());
+    };
+    signal("-STOP");
+
+    // The call is two seconds old at least: that is enough to be called stuck, if one wants to.
+    let report = until(|| {
+        let report = report(&stage).stuck_after(std::time::Duration::from_secs(2));
+        Some(report).filter(|report| report.verdict() == &Verdict::Stuck)
+    });
+    signal("-CONT");
+    drop(gate);
+
+    let text = report.to_string();
+    let waits = format!(
+        "waits for {} = shelley[{server}], which does not answer",
+        stage.address()
+    );
+    assert!(text.contains(&waits), "{text}");
+    assert!(
+        text.contains("\nWhy: its process is stopped (state T)"),
+        "{text}"
+    );
+    assert!(
+        text.contains(&format!("process {server} did not answer within 300 ms")),
+        "{text}"
+    );
+    assert!(shell.ended());
+}
