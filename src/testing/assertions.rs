@@ -1,9 +1,14 @@
 //! Assertions on what is in flight; the failure text is the whole report.
 
+#[cfg(feature = "tokio")]
+use std::{panic::Location, sync::Arc};
 use std::{
     thread,
     time::{Duration, Instant},
 };
+
+#[cfg(feature = "tokio")]
+use tokio::sync::Notify;
 
 use crate::{
     report::{Report, Verdict},
@@ -21,14 +26,22 @@ enum Wanted {
     NothingStuck,
 }
 
+struct Missed {
+    what: &'static str,
+    // It will not come true by waiting.
+    is_final: bool,
+    report: Report,
+}
+
 /// Asserts that nothing is in flight, and that the kernel waits for nothing on the tracker's mounts.
 ///
 /// What is just ending gets up to 2 s; it returns as soon as nothing is left.
 ///
 /// # Panics
 ///
-/// If something is left, with the whole report. Also at once if something is in flight and it was called
-/// on a current-thread runtime, whose tasks could not end meanwhile: there use `assert_idle_async`.
+/// If something is left, with the whole report. At once if the tracker is off, since then nobody knows;
+/// and at once if something is in flight and it was called on a current-thread runtime, whose tasks could
+/// not end meanwhile: there use `assert_idle_async`.
 #[track_caller]
 pub fn assert_idle(tracker: &Tracker) {
     settle(tracker, Wanted::Idle);
@@ -47,55 +60,69 @@ pub fn assert_no_stuck(tracker: &Tracker) {
     settle(tracker, Wanted::NothingStuck);
 }
 
-/// [`assert_idle`] for async code.
+/// [`assert_idle`] for async code: the runtime goes on meanwhile, and so does tokio's clock if it is paused.
 ///
 /// # Panics
 ///
-/// If something is left, with the whole report.
+/// If something is left, or at once if the tracker is off, with the whole report.
 #[cfg(feature = "tokio")]
-pub async fn assert_idle_async(tracker: &Tracker) {
-    settle_async(tracker, Wanted::Idle).await;
+#[track_caller]
+pub fn assert_idle_async(tracker: &Tracker) -> impl Future<Output = ()> + Send + use<> {
+    settle_async(tracker.clone(), Wanted::Idle, Location::caller())
 }
 
 /// [`assert_no_stuck`] for async code.
 ///
 /// # Panics
 ///
-/// If something is stuck, with the whole report.
+/// If something is stuck, or at once if the tracker is off, with the whole report.
 #[cfg(feature = "tokio")]
-pub async fn assert_no_stuck_async(tracker: &Tracker) {
-    settle_async(tracker, Wanted::NothingStuck).await;
+#[track_caller]
+pub fn assert_no_stuck_async(tracker: &Tracker) -> impl Future<Output = ()> + Send + use<> {
+    settle_async(tracker.clone(), Wanted::NothingStuck, Location::caller())
 }
 
 #[track_caller]
 fn settle(tracker: &Tracker, wanted: Wanted) {
     let until = Instant::now() + SETTLE;
-    while let Some(report) = wanted.is_missed(tracker) {
-        if blocks_its_own_tasks() {
-            fail(
-                wanted,
-                &report,
-                "; on a current-thread runtime use the async twin",
-            );
-        }
-        if Instant::now() > until {
-            fail(wanted, &report, "");
+    while let Some(missed) = wanted.is_missed(tracker) {
+        if missed.is_final || blocks_its_own_tasks() || Instant::now() > until {
+            let advice = match !missed.is_final && blocks_its_own_tasks() {
+                true => "; on a current-thread runtime use the async twin",
+                false => "",
+            };
+            fail(&missed, advice);
         }
         thread::sleep(LOOK);
     }
 }
 
 #[cfg(feature = "tokio")]
-async fn settle_async(tracker: &Tracker, wanted: Wanted) {
+async fn settle_async(tracker: Tracker, wanted: Wanted, caller: &'static Location<'static>) {
     let until = Instant::now() + SETTLE;
-    while let Some(report) = wanted.is_missed(tracker) {
-        if Instant::now() > until {
-            fail(wanted, &report, "");
+    let mut ticks = None;
+    while let Some(missed) = wanted.is_missed(&tracker) {
+        if missed.is_final || Instant::now() > until {
+            // An async function has no caller to show.
+            fail(&missed, &format!(", at {caller}"));
         }
-        // Not tokio's clock: a test may have paused it.
-        tokio::task::yield_now().await;
-        thread::sleep(Duration::from_micros(200));
+        ticks.get_or_insert_with(ticks_of_its_own).notified().await;
     }
+}
+
+// From a thread, since a runtime that sleeps is what a paused clock waits for to go on.
+#[cfg(feature = "tokio")]
+fn ticks_of_its_own() -> Arc<Notify> {
+    let ticks = Arc::new(Notify::new());
+    let wanted = Arc::downgrade(&ticks);
+    thread::spawn(move || {
+        while let Some(ticks) = wanted.upgrade() {
+            ticks.notify_one();
+            drop(ticks);
+            thread::sleep(LOOK);
+        }
+    });
+    ticks
 }
 
 #[cfg(feature = "tokio")]
@@ -112,31 +139,41 @@ fn blocks_its_own_tasks() -> bool {
 
 #[track_caller]
 #[expect(clippy::panic, reason = "an assertion that fails")]
-fn fail(wanted: Wanted, report: &Report, advice: &str) -> ! {
-    let what = match wanted {
-        Wanted::Idle => "something is in flight",
-        Wanted::NothingStuck => "something is stuck",
-    };
+fn fail(missed: &Missed, advice: &str) -> ! {
+    let Missed { what, report, .. } = missed;
     panic!("{what}{advice}\n\n{report}");
 }
 
 impl Wanted {
-    fn is_missed(self, tracker: &Tracker) -> Option<Report> {
+    fn is_missed(self, tracker: &Tracker) -> Option<Missed> {
         let report = Report::local(tracker);
-        let missed = match self {
+        if report.local.off.is_some() {
+            return Some(Missed {
+                what: "the tracker is off, what is in flight is not known",
+                is_final: true,
+                report,
+            });
+        }
+        let (what, is_so) = match self {
             Self::Idle => {
-                let mounts = &report.local.mounts;
-                let is_waiting = |waiting: u64| waiting > 0;
-                !report.local.ops.is_empty()
-                    || mounts
-                        .iter()
-                        .any(|mount| is_waiting(mount.kernel_waiting.unwrap_or(0) + mount.queued))
+                let mut mounts = report.local.mounts.iter();
+                let waiting = mounts
+                    .any(|mount| mount.kernel_waiting.is_some_and(|n| n > 0) || mount.queued > 0);
+                let is_so = waiting || !report.local.ops.is_empty();
+                ("something is in flight", is_so)
             }
-            Self::NothingStuck => matches!(
-                report.verdict(),
-                Verdict::Deadlock | Verdict::LikelyDeadlock | Verdict::Stuck
-            ),
+            Self::NothingStuck => {
+                let is_so = matches!(
+                    report.verdict(),
+                    Verdict::Deadlock | Verdict::LikelyDeadlock | Verdict::Stuck
+                );
+                ("something is stuck", is_so)
+            }
         };
-        missed.then_some(report)
+        is_so.then_some(Missed {
+            what,
+            is_final: false,
+            report,
+        })
     }
 }

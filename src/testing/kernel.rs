@@ -14,10 +14,12 @@ use std::{
 
 use fuser::{Config, Filesystem, Session, SessionACL};
 use rustix::{
-    io::{Errno, read, write},
+    io::{Errno, read},
     net::{
-        AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair,
-        sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size},
+        AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType, send, shutdown, socketpair,
+        sockopt::{
+            Timeout, set_socket_recv_buffer_size, set_socket_send_buffer_size, set_socket_timeout,
+        },
     },
 };
 
@@ -33,12 +35,13 @@ const BATCH_FORGET: u32 = 42;
 /// No wait is longer.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// What a message may hold: 128 KiB of data and its headers.
-const MOST_BYTES: usize = 256 * 1024;
+/// Asked of the sockets; without privileges the system may grant less, and then at least 400 KiB a message.
+const SOCKET_BYTES: usize = 1024 * 1024;
 
 /// Runs real fuser over a file system without a kernel: the test sends the requests.
 ///
 /// Any process id, any order, replies that never come: what the kernel would not do for the asking.
+/// Messages may hold 256 KiB of data. Nothing waits for longer than 10 s, dropping it for 1 s.
 ///
 /// ```
 /// use inflight::{fuse::fuser, testing::{FakeKernel, Request}};
@@ -58,6 +61,7 @@ pub struct FakeKernel {
     socket: Arc<OwnedFd>,
     next: AtomicU64,
     replies: Arc<Replies>,
+    init: Reply,
     session: Option<JoinHandle<()>>,
     reader: Option<JoinHandle<()>>,
 }
@@ -74,7 +78,7 @@ pub struct Request {
 }
 
 /// One reply of the file system.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reply {
     /// The request that it answers.
@@ -112,9 +116,11 @@ impl FakeKernel {
             None,
         )?;
         for end in [&ours, &theirs] {
-            set_socket_send_buffer_size(end, 4 * MOST_BYTES)?;
-            set_socket_recv_buffer_size(end, 4 * MOST_BYTES)?;
+            set_socket_send_buffer_size(end, SOCKET_BYTES)?;
+            set_socket_recv_buffer_size(end, SOCKET_BYTES)?;
         }
+        // A file system that reads nothing more must not hang whoever sends.
+        set_socket_timeout(&ours, Timeout::Send, Some(DEADLINE))?;
         let socket = Arc::new(ours);
         let replies = Arc::new(Replies::default());
         let reader = thread::Builder::new().name("fake-kernel".to_owned());
@@ -126,10 +132,11 @@ impl FakeKernel {
             socket,
             next: AtomicU64::new(2),
             replies,
+            init: Reply::default(),
             session: None,
             reader: Some(reader),
         };
-        let init = kernel.post(Request::new(INIT, 0).body(init()))?;
+        let init = kernel.send(Request::new(INIT, 0).body(init()))?;
         let session = thread::Builder::new().name("fake-session".to_owned());
         let hang_up = Arc::clone(&kernel.socket);
         kernel.session = Some(session.spawn(move || {
@@ -138,20 +145,27 @@ impl FakeKernel {
             let _hung_up = session.and_then(|session| session.spawn()?.join());
             let _gone = shutdown(&*hang_up, Shutdown::Both);
         })?);
-        let answer = kernel.reply(init)?;
-        match answer.error {
+        kernel.init = kernel.reply(init)?;
+        match kernel.init.error {
             0 => Ok(kernel),
             error => Err(io::Error::from_raw_os_error(error)),
         }
+    }
+
+    /// What the handshake was answered with: `struct fuse_init_out` of linux/fuse.h.
+    #[must_use]
+    pub fn init(&self) -> &Reply {
+        &self.init
     }
 
     /// Sends a request, and returns its number.
     ///
     /// # Errors
     ///
-    /// If the session is over.
+    /// If the session is over, or nothing was read for 10 s.
     pub fn send(&self, request: Request) -> io::Result<u64> {
-        self.post(request)
+        // Even, as the kernel's: the odd ones are for interrupts.
+        self.send_as(self.next.fetch_add(2, Relaxed), &request)
     }
 
     /// Waits for the reply to a request, at most 10 s.
@@ -171,22 +185,25 @@ impl FakeKernel {
         self.replies.lock().order.clone()
     }
 
-    /// Says that whoever waits for a request was interrupted. fuser answers it by itself.
+    /// Says that whoever waits for a request was interrupted, and returns the number of that message.
+    /// fuser answers it by itself.
     ///
     /// # Errors
     ///
-    /// If the session is over.
+    /// As [`send`](Self::send).
     pub fn interrupt(&self, unique: u64) -> io::Result<u64> {
-        self.post(Request::new(INTERRUPT, 0).body(unique.to_ne_bytes()))
+        let interrupt = Request::new(INTERRUPT, 0).body(unique.to_ne_bytes());
+        // As the kernel numbers it: one more than what it interrupts.
+        self.send_as(unique | 1, &interrupt)
     }
 
     /// Forgets so many lookups of an inode. There is no reply.
     ///
     /// # Errors
     ///
-    /// If the session is over.
+    /// As [`send`](Self::send).
     pub fn forget(&self, inode: u64, lookups: u64) -> io::Result<()> {
-        self.post(Request::new(FORGET, inode).body(lookups.to_ne_bytes()))
+        self.send(Request::new(FORGET, inode).body(lookups.to_ne_bytes()))
             .map(drop)
     }
 
@@ -194,7 +211,7 @@ impl FakeKernel {
     ///
     /// # Errors
     ///
-    /// If the session is over.
+    /// As [`send`](Self::send).
     pub fn batch_forget(&self, forgets: &[(u64, u64)]) -> io::Result<()> {
         let count = u32::try_from(forgets.len()).map_err(io::Error::other)?;
         let mut body = count.to_ne_bytes().to_vec();
@@ -203,7 +220,7 @@ impl FakeKernel {
             body.extend(inode.to_ne_bytes());
             body.extend(lookups.to_ne_bytes());
         }
-        self.post(Request::new(BATCH_FORGET, 0).body(body))
+        self.send(Request::new(BATCH_FORGET, 0).body(body))
             .map(drop)
     }
 
@@ -213,17 +230,19 @@ impl FakeKernel {
     ///
     /// If it is over already.
     pub fn destroy(&self) -> io::Result<Reply> {
-        let unique = self.post(Request::new(DESTROY, 0))?;
+        let unique = self.send(Request::new(DESTROY, 0))?;
         self.reply(unique)
     }
 
-    fn post(&self, request: Request) -> io::Result<u64> {
-        // Even, as the kernel's: the odd ones are for interrupts.
-        let unique = self.next.fetch_add(2, Relaxed);
+    fn send_as(&self, unique: u64, request: &Request) -> io::Result<u64> {
         let message = request.message(unique);
-        match write(&*self.socket, &message) {
-            Ok(_) => Ok(unique),
-            Err(error) => Err(error.into()),
+        loop {
+            return match send(&*self.socket, &message, SendFlags::NOSIGNAL) {
+                Ok(_) => Ok(unique),
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => Err(timed_out("nothing was read")),
+                Err(error) => Err(error.into()),
+            };
         }
     }
 }
@@ -327,7 +346,8 @@ impl Reply {
 
 impl Replies {
     fn collect(&self, socket: &OwnedFd) {
-        let mut buffer = vec![0; MOST_BYTES];
+        // socket(7): the system doubles what it was asked for.
+        let mut buffer = vec![0; 2 * SOCKET_BYTES];
         loop {
             let length = match read(socket, &mut buffer) {
                 Err(Errno::INTR) => continue,
@@ -363,10 +383,7 @@ impl Replies {
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("no reply within {} s", DEADLINE.as_secs()),
-                ));
+                return Err(timed_out("no reply came"));
             }
             let waited = self.changed.wait_timeout(arrived, left);
             arrived = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -376,6 +393,11 @@ impl Replies {
     fn lock(&self) -> MutexGuard<'_, Arrived> {
         self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn timed_out(what: &str) -> io::Error {
+    let what = format!("{what} within {} s", DEADLINE.as_secs());
+    io::Error::new(io::ErrorKind::TimedOut, what)
 }
 
 // struct fuse_init_in of linux/fuse.h: protocol 7.40, and all that a kernel of 2025 offers without

@@ -1,16 +1,21 @@
 //! The wrapper changes nothing: for each opcode the same bytes go to a bare and to a wrapped file system.
 
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
 
 use inflight::{
-    State, Tracker,
+    Report, State, Tracker,
     fuse::{Options, Tracked, fuser::Config},
-    testing::{FakeKernel, Reply, Request},
+    testing::{FakeKernel, Reply, Request, assert_idle},
 };
 
-use crate::kernel_recorder::{GATED, Log, Recorder};
+use crate::{
+    kernel_recorder::{GATED, Log, Recorder},
+    mounted::until,
+};
 
 const GETATTR: u32 = 3;
+
+const ROOT: u64 = 1;
 
 /// A body, piece by piece.
 #[derive(Default)]
@@ -41,70 +46,68 @@ fn body() -> Body {
     Body::default()
 }
 
-/// Name, opcode and body of every request that has a reply, as linux/fuse.h lays them out.
-fn requests() -> Vec<(&'static str, u32, Body)> {
+/// Method, opcode and body of every request that has a reply, as linux/fuse.h lays them out; some twice,
+/// with and without what may be left out. `name` is all the names in them.
+fn requests(name: &[u8]) -> Vec<(&'static str, u32, Body)> {
+    let one = [name, b"\0"].concat();
+    let two = [name, b"\0new ", name, b"\0"].concat();
     let lock = || body().u64(&[7, 8, 9, 10]).u32(&[1, 11, 0, 0]);
+    let times = |valid| {
+        body()
+            .u32(&[valid, 0])
+            .u64(&[5, 600, 0, 1000, 2000, 3000])
+            .u32(&[1, 2, 3, 0o644, 0, 7, 8, 0])
+    };
+    let read = |flags| {
+        body()
+            .u64(&[5, 4096])
+            .u32(&[1234, flags])
+            .u64(&[99])
+            .u32(&[0o1, 0])
+    };
+    let write = |flags, data: &[u8]| {
+        body()
+            .u64(&[5, 4096])
+            .u32(&[data.len() as u32, flags])
+            .u64(&[99])
+            .u32(&[0o1, 0])
+            .bytes(data)
+    };
+    let list = || body().u64(&[5, 6]).u32(&[4096, 0]).u64(&[0]).u32(&[0, 0]);
+    let value = || body().u32(&[5, 1]).bytes(&one).bytes(b"value");
     vec![
-        ("lookup", 1, body().bytes(b"na\xffme\0")),
+        ("lookup", 1, body().bytes(&one)),
+        ("getattr", 3, body().u32(&[0, 0]).u64(&[5])),
         ("getattr", 3, body().u32(&[1, 0]).u64(&[5])),
-        (
-            "setattr",
-            4,
-            body()
-                .u32(&[0x7f, 0])
-                .u64(&[5, 600, 0, 1000, 2000, 3000])
-                .u32(&[1, 2, 3, 0o644, 0, 7, 8, 0]),
-        ),
+        ("setattr", 4, times(0)),
+        // Times, and the times of now.
+        ("setattr", 4, times(0x47f)),
+        ("setattr", 4, times(0x1b0)),
         ("readlink", 5, body()),
-        ("symlink", 6, body().bytes(b"link\0a/target\0")),
-        (
-            "mknod",
-            8,
-            body().u32(&[0o100_644, 3, 0o22, 0]).bytes(b"node\0"),
-        ),
-        ("mkdir", 9, body().u32(&[0o755, 0o22]).bytes(b"dir\0")),
-        ("unlink", 10, body().bytes(b"gone\0")),
-        ("rmdir", 11, body().bytes(b"gonedir\0")),
-        ("rename", 12, body().u64(&[77]).bytes(b"old\0new\0")),
-        ("link", 13, body().u64(&[78]).bytes(b"hard\0")),
+        ("symlink", 6, body().bytes(&two)),
+        ("mknod", 8, body().u32(&[0o100_644, 3, 0o22, 0]).bytes(&one)),
+        ("mkdir", 9, body().u32(&[0o755, 0o22]).bytes(&one)),
+        ("unlink", 10, body().bytes(&one)),
+        ("rmdir", 11, body().bytes(&one)),
+        ("rename", 12, body().u64(&[77]).bytes(&two)),
+        ("link", 13, body().u64(&[78]).bytes(&one)),
         ("open", 14, body().u32(&[0o2, 0])),
-        (
-            "read",
-            15,
-            body()
-                .u64(&[5, 4096])
-                .u32(&[1234, 2])
-                .u64(&[99])
-                .u32(&[0o1, 0]),
-        ),
-        (
-            "write",
-            16,
-            body()
-                .u64(&[5, 4096])
-                .u32(&[4, 2])
-                .u64(&[99])
-                .u32(&[0o1, 0])
-                .bytes(b"data"),
-        ),
+        ("read", 15, read(0)),
+        ("read", 15, read(2)),
+        ("write", 16, write(0, b"")),
+        ("write", 16, write(2, b"data")),
+        ("write", 16, write(1, &vec![b'x'; 128 * 1024])),
         ("statfs", 17, body()),
+        ("release", 18, body().u64(&[5]).u32(&[0o2, 0]).u64(&[99])),
         ("release", 18, body().u64(&[5]).u32(&[0o2, 3]).u64(&[99])),
         ("fsync", 20, body().u64(&[5]).u32(&[1, 0])),
-        (
-            "setxattr",
-            21,
-            body().u32(&[5, 1]).bytes(b"user.a\0").bytes(b"value"),
-        ),
-        ("getxattr", 22, body().u32(&[64, 0]).bytes(b"user.a\0")),
+        ("setxattr", 21, value()),
+        ("getxattr", 22, body().u32(&[64, 0]).bytes(&one)),
         ("listxattr", 23, body().u32(&[0, 0])),
-        ("removexattr", 24, body().bytes(b"user.a\0")),
+        ("removexattr", 24, body().bytes(&one)),
         ("flush", 25, body().u64(&[5]).u32(&[0, 0]).u64(&[99])),
         ("opendir", 27, body().u32(&[0o200_000, 0])),
-        (
-            "readdir",
-            28,
-            body().u64(&[5, 6]).u32(&[4096, 0]).u64(&[0]).u32(&[0, 0]),
-        ),
+        ("readdir", 28, list()),
         ("releasedir", 29, body().u64(&[5]).u32(&[0o1, 0]).u64(&[0])),
         ("fsyncdir", 30, body().u64(&[5]).u32(&[1, 0])),
         ("getlk", 31, lock()),
@@ -114,7 +117,7 @@ fn requests() -> Vec<(&'static str, u32, Body)> {
         (
             "create",
             35,
-            body().u32(&[0o102, 0o640, 0o22, 0]).bytes(b"made\0"),
+            body().u32(&[0o102, 0o640, 0o22, 0]).bytes(&one),
         ),
         ("bmap", 37, body().u64(&[12]).u32(&[512, 0])),
         (
@@ -129,16 +132,8 @@ fn requests() -> Vec<(&'static str, u32, Body)> {
         ),
         ("poll", 40, body().u64(&[5, 6]).u32(&[1, 4])),
         ("fallocate", 43, body().u64(&[5, 100, 200]).u32(&[1, 0])),
-        (
-            "readdirplus",
-            44,
-            body().u64(&[5, 6]).u32(&[4096, 0]).u64(&[0]).u32(&[0, 0]),
-        ),
-        (
-            "rename",
-            45,
-            body().u64(&[77]).u32(&[1, 0]).bytes(b"old\0new\0"),
-        ),
+        ("readdirplus", 44, list()),
+        ("rename", 45, body().u64(&[77]).u32(&[1, 0]).bytes(&two)),
         ("lseek", 46, body().u64(&[5, 100]).u32(&[3, 0])),
         (
             "copy_file_range",
@@ -148,28 +143,62 @@ fn requests() -> Vec<(&'static str, u32, Body)> {
     ]
 }
 
-fn request(opcode: u32, body: &Body) -> Request {
-    Request::new(opcode, 30)
+/// Those that name something.
+fn named(name: &[u8]) -> Vec<(&'static str, u32, Body)> {
+    let mut requests = requests(name);
+    requests.retain(|(_, _, body)| body.0.windows(name.len()).any(|part| part == name));
+    requests
+}
+
+fn request(opcode: u32, inode: u64, body: &Body) -> Request {
+    Request::new(opcode, inode)
         .uid(501)
         .gid(502)
         .pid(503)
         .body(body.0.clone())
 }
 
-/// The reply without its number, and the one call that was made.
-fn ask(kernel: &FakeKernel, log: &Log, request: Request) -> ((i32, Vec<u8>), Vec<String>) {
-    let before = log.calls().len();
-    let unique = kernel.send(request).unwrap();
-    let Reply { error, body, .. } = kernel.reply(unique).unwrap();
-    ((error, body), log.calls()[before..].to_vec())
+/// What was answered, and the call that was made for it, without the number of the request.
+type Seen = ((i32, Vec<u8>), String);
+
+fn seen(unique: u64, reply: Reply, calls: &[String]) -> Seen {
+    let Reply { error, body, .. } = reply;
+    let number = format!(" #{unique}");
+    let mut calls = calls.iter().filter_map(|call| call.strip_suffix(&number));
+    let call = calls.next().unwrap_or("none").to_owned();
+    assert_eq!(calls.next(), None, "twice");
+    ((error, body), call)
 }
 
-fn wrapped(tracker: &Tracker, log: &Log) -> FakeKernel {
+fn ask(kernel: &FakeKernel, log: &Log, request: Request) -> Seen {
+    let unique = kernel.send(request).unwrap();
+    let reply = kernel.reply(unique).unwrap();
+    seen(unique, reply, &log.calls())
+}
+
+fn bare() -> (FakeKernel, Log) {
+    let log = Log::default();
+    let kernel = FakeKernel::start(Recorder(log.clone()), Config::default()).unwrap();
+    (kernel, log)
+}
+
+fn wrapped(tracker: &Tracker) -> (FakeKernel, Log) {
+    let log = Log::default();
     let mut config = Config::default();
     config.n_threads = Some(2);
     let options = Options::new().slots(1);
     let tracked = Tracked::with(Recorder(log.clone()), tracker, options);
-    FakeKernel::start(tracked, config).unwrap()
+    (FakeKernel::start(tracked, config).unwrap(), log)
+}
+
+/// The same with its slot taken, until the gate of the log is opened. What was called so far are two.
+fn wrapped_and_stuck(tracker: &Tracker) -> (FakeKernel, Log) {
+    let (kernel, log) = wrapped(tracker);
+    kernel
+        .send(Request::new(GETATTR, GATED).body([0; 16]))
+        .unwrap();
+    log.wait_for_calls(2);
+    (kernel, log)
 }
 
 fn queued(tracker: &Tracker) -> usize {
@@ -177,61 +206,64 @@ fn queued(tracker: &Tracker) -> usize {
     ops.iter().filter(|op| op.state == State::Queued).count()
 }
 
-fn until(mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "it did not come to that");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 #[test]
 fn every_opcode_is_answered_as_without_the_wrapper() {
-    let (bare_log, log, tracker) = (Log::default(), Log::default(), Tracker::new("test"));
-    let bare = FakeKernel::start(Recorder(bare_log.clone()), Config::default()).unwrap();
-    let kernel = wrapped(&tracker, &log);
-    let mut methods = Vec::new();
+    let tracker = Tracker::new("test");
+    let (bare, bare_log) = bare();
+    let (kernel, log) = wrapped(&tracker);
+    let mut methods = BTreeSet::new();
 
-    for (name, opcode, body) in requests() {
-        let expected = ask(&bare, &bare_log, request(opcode, &body));
-        let answered = ask(&kernel, &log, request(opcode, &body));
+    for inode in [30, ROOT] {
+        for (name, opcode, body) in requests(b"na\xffme") {
+            let expected = ask(&bare, &bare_log, request(opcode, inode, &body));
+            let answered = ask(&kernel, &log, request(opcode, inode, &body));
 
-        assert_eq!(answered, expected, "{name}");
-        assert!(answered.1[0].starts_with(name), "{name}: {answered:?}");
-        methods.push(name);
+            assert_eq!(answered, expected, "{name}");
+            assert!(answered.1.starts_with(name), "{name}: {answered:?}");
+            methods.insert(name);
+        }
     }
-    methods.dedup();
-    assert!(methods.len() >= 36, "{}", methods.len());
+    // Of 40; `init`, `destroy` and `forget` are not asked for like these.
+    assert_eq!(methods.len(), 37);
 }
 
 #[test]
 fn every_opcode_is_answered_alike_when_it_was_parked() {
-    for (name, opcode, body) in requests() {
-        let (bare_log, log, tracker) = (Log::default(), Log::default(), Tracker::new("test"));
-        let bare = FakeKernel::start(Recorder(bare_log.clone()), Config::default()).unwrap();
-        let kernel = wrapped(&tracker, &log);
-        let blocker = kernel
-            .send(Request::new(GETATTR, GATED).body(vec![0; 16]))
-            .unwrap();
-        log.wait_for_calls(2);
+    let (bare, bare_log) = bare();
+    for (name, opcode, body) in requests(b"na\xffme") {
+        let tracker = Tracker::new("test");
+        let (kernel, log) = wrapped_and_stuck(&tracker);
 
-        let expected = ask(&bare, &bare_log, request(opcode, &body));
-        let parked = kernel.send(request(opcode, &body)).unwrap();
+        let expected = ask(&bare, &bare_log, request(opcode, 30, &body));
+        let parked = kernel.send(request(opcode, 30, &body)).unwrap();
         until(|| queued(&tracker) == 1);
         assert_eq!(log.calls().len(), 2, "{name} was run beside another op");
         log.open_gate();
-        let Reply { error, body, .. } = kernel.reply(parked).unwrap();
+        let reply = kernel.reply(parked).unwrap();
 
-        kernel.reply(blocker).unwrap();
-        assert_eq!((error, body), expected.0, "{name}");
-        assert_eq!(log.calls()[2..], expected.1, "{name}");
+        assert_eq!(seen(parked, reply, &log.calls()), expected, "{name}");
     }
 }
 
 #[test]
+fn the_handshake_differs_only_in_what_one_thread_at_a_time_cannot_tell() {
+    const FLAGS: usize = 12;
+    const PARALLEL_DIROPS: u32 = 1 << 18;
+    let (bare, _log) = bare();
+    let (kernel, _log) = wrapped(&Tracker::new("test"));
+
+    let mut expected = bare.init().body.clone();
+    let flags = u32::from_ne_bytes(expected[FLAGS..FLAGS + 4].try_into().unwrap());
+    assert_eq!(flags & PARALLEL_DIROPS, 0);
+    let flags = flags | PARALLEL_DIROPS;
+    expected[FLAGS..FLAGS + 4].copy_from_slice(&flags.to_ne_bytes());
+
+    assert_eq!(kernel.init().body, expected);
+}
+
+#[test]
 fn forgets_and_destroy_arrive_too() {
-    let (log, tracker) = (Log::default(), Tracker::new("test"));
-    let kernel = wrapped(&tracker, &log);
+    let (kernel, log) = wrapped(&Tracker::new("test"));
 
     kernel.forget(5, 2).unwrap();
     log.wait_for_calls(2);
@@ -245,4 +277,100 @@ fn forgets_and_destroy_arrive_too() {
     assert!(calls[1].starts_with("forget INodeNo(5) 2"), "{calls:?}");
     assert!(calls[2].starts_with("forget INodeNo(6) 1"), "{calls:?}");
     assert!(calls[3].starts_with("forget INodeNo(7) 3"), "{calls:?}");
+}
+
+// A name is what a user of the mount chooses.
+#[test]
+fn hostile_names_reach_the_file_system_as_they_are_and_nobody_else() {
+    let long = [b'n'; 1000];
+    let names: [&[u8]; 5] = [
+        b"a\nb",
+        b"\x1b[31mred",
+        "\u{202e}gnp.exe".as_bytes(),
+        b"\xff\xfe",
+        &long,
+    ];
+    for name in names {
+        let tracker = Tracker::new("test");
+        let (bare, bare_log) = bare();
+        let (kernel, log) = wrapped_and_stuck(&tracker);
+        let named = named(name);
+        assert_eq!(named.len(), 13);
+
+        let parked = named
+            .iter()
+            .map(|(_, opcode, body)| kernel.send(request(*opcode, ROOT, body)).unwrap());
+        let parked: Vec<u64> = parked.collect();
+        until(|| queued(&tracker) == parked.len());
+        let report = Report::local(&tracker);
+        assert_is_harmless(&report);
+        log.open_gate();
+
+        for ((method, opcode, body), unique) in named.iter().zip(parked) {
+            let expected = ask(&bare, &bare_log, request(*opcode, ROOT, body));
+            let reply = kernel.reply(unique).unwrap();
+            assert_eq!(seen(unique, reply, &log.calls()), expected, "{method}");
+            let inline = ask(&kernel, &log, request(*opcode, ROOT, body));
+            assert_eq!(inline, expected, "{method}");
+        }
+        assert_is_harmless(&Report::local(&tracker));
+    }
+}
+
+fn assert_is_harmless(report: &Report) {
+    let is_harmless = |c: char| !c.is_control() && c != '\u{202e}';
+    for op in &report.local.ops {
+        assert!(op.target.len() <= 520, "{} bytes", op.target.len());
+    }
+    let text = report.to_string();
+    assert!(text.lines().all(|line| line.chars().all(is_harmless)));
+    let json = serde_json::to_string(report).unwrap();
+    assert!(json.chars().all(is_harmless), "{json:?}");
+    assert!(!text.contains('\u{fffd}') && !json.contains('\u{fffd}'));
+}
+
+#[test]
+fn nothing_that_is_parked_is_run_when_the_kernel_has_hung_up() {
+    let tracker = Tracker::new("test");
+    let (kernel, log) = wrapped_and_stuck(&tracker);
+    let requests = requests(b"name");
+    for (_, opcode, body) in &requests {
+        kernel.send(request(*opcode, 30, body)).unwrap();
+    }
+    kernel.forget(5, 2).unwrap();
+    until(|| queued(&tracker) == requests.len());
+
+    drop(kernel);
+    until(|| queued(&tracker) == 0);
+    log.open_gate();
+    assert_idle(&tracker);
+
+    let calls = log.calls();
+    let mut others = calls.iter().skip(2);
+    assert!(
+        others.all(|call| call == "destroy" || call.starts_with("forget")),
+        "{calls:?}"
+    );
+}
+
+#[test]
+fn nothing_that_is_parked_is_run_after_destroy_and_every_caller_is_told() {
+    const ENOTCONN: i32 = 107;
+    let tracker = Tracker::new("test");
+    let (kernel, log) = wrapped_and_stuck(&tracker);
+    let requests = requests(b"name");
+    let parked = requests
+        .iter()
+        .map(|(_, opcode, body)| kernel.send(request(*opcode, 30, body)).unwrap());
+    let parked: Vec<u64> = parked.collect();
+    until(|| queued(&tracker) == requests.len());
+
+    assert_eq!(kernel.destroy().unwrap().error, 0);
+    for unique in parked {
+        assert_eq!(kernel.reply(unique).unwrap().error, ENOTCONN);
+    }
+    log.open_gate();
+    assert_idle(&tracker);
+
+    assert_eq!(log.calls().len(), 2, "{:?}", log.calls());
 }

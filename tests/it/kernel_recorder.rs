@@ -56,7 +56,8 @@ impl Log {
 
     fn add(&self, request: &Request, call: String) {
         let (uid, gid, pid) = (request.uid(), request.gid(), request.pid());
-        self.note(format!("{call} by {uid} {gid} {pid}"));
+        let unique = request.unique().0;
+        self.note(format!("{call} by {uid} {gid} {pid} #{unique}"));
     }
 
     fn note(&self, call: String) {

@@ -1,6 +1,7 @@
 //! One binary for all integration tests.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod assertions;
 mod bad_input;
 mod context;
 mod debug_server;
@@ -10,6 +11,7 @@ mod fuse_unmount;
 mod http_bodies;
 mod http_headers;
 mod http_loopback;
+mod kernel_fake;
 mod kernel_opcodes;
 mod kernel_parking;
 mod kernel_recorder;
