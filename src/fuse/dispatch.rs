@@ -279,8 +279,8 @@ impl<C> Dispatch<C> {
         Some(slot)
     }
 
-    /// Says what comes next in this slot.
-    pub(super) fn next(&self, slot: Slot) -> Next<C> {
+    /// Says what comes next in this slot; nothing more, if this thread may not stand by now.
+    pub(super) fn next(&self, slot: Slot, may_stand_by: bool) -> Next<C> {
         let mut state = self.lock();
         state.finished = state.finished.wrapping_add(1);
         if !state.forgets.is_empty() {
@@ -302,7 +302,7 @@ impl<C> Dispatch<C> {
             return Next::Run(slot, op);
         }
         state.busy -= 1;
-        if state.one_too_many(self.slots) {
+        if may_stand_by && state.one_too_many(self.slots) {
             state.standing_by = true;
             Next::StandBy
         } else {
@@ -651,7 +651,7 @@ mod tests {
     fn drain(dispatch: &Dispatch<()>, mut slot: super::Slot) -> Vec<String> {
         let mut done = Vec::new();
         loop {
-            match dispatch.next(slot) {
+            match dispatch.next(slot, true) {
                 Next::Forgets(same, forgets) => {
                     slot = same;
                     let mut forgets: Vec<_> = forgets.into_iter().collect();

@@ -70,12 +70,19 @@ impl<F: Filesystem> Tracked<F> {
         }
     }
 
-    fn hand_on(&self, mut slot: Slot) {
+    fn hand_on(&self, slot: Slot) {
+        if self.work_off(slot, true) {
+            self.shared.dispatch.stand_by();
+        }
+    }
+
+    // Whether this thread must stand by now.
+    fn work_off(&self, mut slot: Slot, may_stand_by: bool) -> bool {
         let dispatch = &self.shared.dispatch;
         loop {
-            match dispatch.next(slot) {
-                Next::Done => return,
-                Next::StandBy => return dispatch.stand_by(),
+            match dispatch.next(slot, may_stand_by) {
+                Next::Done => return false,
+                Next::StandBy => return true,
                 Next::Forgets(same, forgets) => {
                     slot = same;
                     self.deliver(forgets);
@@ -299,7 +306,8 @@ impl<F: Filesystem> Filesystem for Tracked<F> {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(forget)) {
                 forget_panic(panic);
             }
-            self.hand_on(slot);
+            // Asleep here, this thread would keep the rest of a batch.
+            self.work_off(slot, false);
         }
     }
 

@@ -273,7 +273,9 @@ fn forgets_and_destroy_arrive_too() {
     drop(kernel);
     until(|| log.calls().last().is_some_and(|call| call == "destroy"));
 
-    let calls = log.calls();
+    // Forgets that meet a slot not yet given back are delivered together, in any order.
+    let mut calls = log.calls();
+    calls[1..4].sort();
     assert!(calls[1].starts_with("forget INodeNo(5) 2"), "{calls:?}");
     assert!(calls[2].starts_with("forget INodeNo(6) 1"), "{calls:?}");
     assert!(calls[3].starts_with("forget INodeNo(7) 3"), "{calls:?}");
