@@ -523,15 +523,16 @@ impl<'g, 'a> Join<'g, 'a> {
             return None;
         }
         let begun = self.begun(called);
-        let ran_before = self.clocks[runner.process] - thread.since_ms <= begun;
-        if !ran_before {
+        let seen_at = self.clocks[runner.process];
+        // It ran before the call began, and did so still when it was looked at after that.
+        let ran_all_along = seen_at - thread.since_ms <= begun && begun <= seen_at;
+        if !ran_all_along {
             return None;
         }
         Some(Target {
             node: called,
             why: Why::Thread,
-            is_certain: self.clocks[runner.process] >= begun
-                && thread.wchan.as_deref().is_some_and(is_in_fuse),
+            is_certain: thread.wchan.as_deref().is_some_and(is_in_fuse),
             since: begun,
         })
     }

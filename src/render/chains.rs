@@ -150,7 +150,10 @@ impl<'a> Text<'a> {
                     Who::Thread(thread) => thread.tid,
                     Who::Process(_) => 0,
                 };
-                format!("its thread {tid} is in a file-system call{likely}")
+                match self.is_of_one_process(node, target.node) {
+                    true => format!("its thread {tid} calls into its own mount{likely}"),
+                    false => format!("its thread {tid} is in a file-system call{likely}"),
+                }
             }
             Why::Process if self.listener(target.node).is_some() => {
                 "which waits for the process that listens there".to_owned()

@@ -59,6 +59,9 @@ impl<'a> Text<'a> {
             (_, Some((mount, process))) => {
                 format!("{mount} waits for {process}, which is itself inside it")
             }
+            ([one], None) if self.calls_itself(circle) => {
+                format!("{one} calls into its own mount")
+            }
             ([one], None) if circle.members.len() == 1 => {
                 format!("1 op in {one} waits for what it holds itself")
             }
@@ -85,6 +88,12 @@ impl<'a> Text<'a> {
             self.wrapped(&format!("Culprit: {culprit}"));
         }
         self.blocked_and_way_out();
+    }
+
+    fn calls_itself(&self, circle: &Circle) -> bool {
+        let edges = self.edges_within(circle);
+        let mut calls = edges.iter().filter(|(_, target)| target.why == Why::Thread);
+        calls.any(|(from, target)| self.is_of_one_process(*from, target.node))
     }
 
     // The mount, and the process without a tracker that is in a call on it.
@@ -146,6 +155,9 @@ impl<'a> Text<'a> {
             Some(op.fuse.as_ref()?.mount.clone())
         };
         let doing = match (waits.1.why, mount(waits.1.node)) {
+            (Why::Thread, Some(_)) if self.is_of_one_process(holder, waits.1.node) => {
+                format!("calls into its own mount ({})", self.number(waits.1.node))
+            }
             (Why::Thread | Why::Process, Some(mount)) => {
                 format!("waits for a file in {}", short(&mount, 40))
             }

@@ -152,6 +152,11 @@ impl<'a> Text<'a> {
         self.process(self.analysis.graph.nodes[node].process)
     }
 
+    pub(super) fn is_of_one_process(&self, one: usize, other: usize) -> bool {
+        let nodes = &self.analysis.graph.nodes;
+        nodes[one].process == nodes[other].process
+    }
+
     // Who made a FUSE call: by the name of its service, if it reports.
     pub(super) fn caller(&self, node: usize) -> Option<String> {
         let caller = self.op(node)?.caller.as_ref()?;

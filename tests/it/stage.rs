@@ -131,18 +131,23 @@ impl Stage {
     }
 
     pub(crate) fn snapshot(&self, daemon: &Daemon) -> Snapshot {
-        let socket = run_dir(self.dir.path()).join(format!("{}.sock", daemon.0.id()));
-        let mut stream =
-            UnixStream::connect(&socket).unwrap_or_else(|e| panic!("{}: {e}", socket.display()));
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream
-            .write_all(b"GET /debug/inflight?format=json HTTP/1.0\r\nHost: localhost\r\n\r\n")
-            .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-        serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {answer}"))
+        snapshot_of(&run_dir(self.dir.path()), daemon.0.id())
     }
+}
+
+/// What a process says of itself, over its socket.
+pub(crate) fn snapshot_of(run_dir: &Path, pid: u32) -> Snapshot {
+    let socket = run_dir.join(format!("{pid}.sock"));
+    let mut stream =
+        UnixStream::connect(&socket).unwrap_or_else(|e| panic!("{}: {e}", socket.display()));
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream
+        .write_all(b"GET /debug/inflight?format=json HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {answer}"))
 }
 
 /// What a file says, read by a child that cannot hang the test.

@@ -1,0 +1,302 @@
+//! A programmable system for tests: servers, file systems and proxies, each a process of its own, and gates that force an order.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use inflight::{Report, snapshot::LiveOp};
+use tempfile::TempDir;
+
+use crate::{
+    mounted::connection_of,
+    rig_roles::{Changes, File, ROLE, Role},
+    stage::{DEADLINE, cat, run_dir, skipped, stop, until},
+};
+
+/// Everything that was started, ended when it is dropped, however it hangs.
+pub(crate) struct Rig {
+    dir: TempDir,
+    arrivals: Receiver<(String, UnixStream)>,
+    early: Vec<(String, UnixStream)>,
+    // The mounts go first: whoever is stuck in one is freed by that.
+    processes: Vec<Actor>,
+}
+
+pub(crate) struct Actor {
+    child: Child,
+    /// Where it can be reached, or is mounted.
+    at: String,
+    connection: Option<u64>,
+}
+
+/// A program that may hang in a mount; killed when it is dropped, which the end of the rig lets it notice.
+pub(crate) struct Caller(Child);
+
+/// Which of the processes, in the order they were started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Id(usize);
+
+impl Rig {
+    /// `None` if mount tests are to be skipped.
+    pub(crate) fn new() -> Option<Self> {
+        if skipped() {
+            return None;
+        }
+        let dir = tempfile::Builder::new().prefix("rig-").tempdir().unwrap();
+        let gate = UnixListener::bind(dir.path().join("gates")).unwrap();
+        let (arrived, arrivals) = channel();
+        // Ends with the process: nothing is joined.
+        thread::spawn(move || {
+            for stream in gate.incoming().map_while(Result::ok) {
+                let mut stream = BufReader::new(stream);
+                let mut line = String::new();
+                if stream.read_line(&mut line).is_err() {
+                    continue;
+                }
+                let gate = line.trim().to_owned();
+                if arrived.send((gate, stream.into_inner())).is_err() {
+                    break;
+                }
+            }
+        });
+        Some(Self {
+            dir,
+            arrivals,
+            early: Vec::new(),
+            processes: Vec::new(),
+        })
+    }
+
+    pub(crate) fn server(&mut self, name: &str) -> Id {
+        let gates = self.dir.path().join("gates");
+        let name = name.to_owned();
+        self.start(&Role::Server { name, gates })
+    }
+
+    pub(crate) fn proxy(&mut self, to: Id, how: Changes) -> Id {
+        let to = self.at(to).to_owned();
+        self.start(&Role::Proxy { to, how })
+    }
+
+    /// Mounts a file system at [`path`](Self::path)`(name)`.
+    pub(crate) fn files(&mut self, name: &str, slots: usize, files: &[(&str, File)]) -> Id {
+        let mount = self.path(name);
+        fs::create_dir(&mount).unwrap();
+        let files = files.iter().cloned();
+        let files: BTreeMap<String, File> =
+            files.map(|(name, file)| (name.to_owned(), file)).collect();
+        let gates = self.dir.path().join("gates");
+        let id = self.start(&Role::Files {
+            name: name.to_owned(),
+            gates,
+            mount: mount.clone(),
+            slots,
+            files,
+        });
+        let actor = &mut self.processes[id.0];
+        actor.at = mount.display().to_string();
+        actor.connection = connection_of(&mount);
+        id
+    }
+
+    fn start(&mut self, role: &Role) -> Id {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "rig_roles::plays_its_role_if_told_to"])
+            .args(["--nocapture", "--test-threads=1"])
+            .env(ROLE, serde_json::to_string(role).unwrap())
+            .env("INFLIGHT_DIR", self.run_dir())
+            .env_remove("INFLIGHT")
+            .env_remove("INFLIGHT_PEERS")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (say, said) = channel();
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                if let Some((_, line)) = line.split_once('@') {
+                    let _ = say.send(line.to_owned());
+                }
+            }
+        });
+        self.processes.push(Actor {
+            child,
+            at: String::new(),
+            connection: None,
+        });
+        let at = said.recv_timeout(DEADLINE);
+        let actor = self.processes.last_mut().unwrap();
+        actor.at = at.unwrap_or_else(|e| panic!("{role:?} did not start: {e}"));
+        Id(self.processes.len() - 1)
+    }
+
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        run_dir(self.dir.path())
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn pid(&self, id: Id) -> u32 {
+        self.processes[id.0].child.id()
+    }
+
+    pub(crate) fn at(&self, id: Id) -> &str {
+        &self.processes[id.0].at
+    }
+
+    pub(crate) fn connection(&self, id: Id) -> u64 {
+        self.processes[id.0].connection.unwrap()
+    }
+
+    /// The request that has a server take these steps.
+    pub(crate) fn ask(&self, server: Id, steps: &str) -> String {
+        format!("{}/?do={steps}", self.at(server))
+    }
+
+    /// A file that sends one request and waits for the answer.
+    pub(crate) fn asks(&self, server: Id, steps: &str) -> File {
+        File {
+            urls: vec![self.ask(server, steps)],
+            ..File::default()
+        }
+    }
+
+    /// Reads a file of a mount, in a shell of its own.
+    pub(crate) fn read(&self, file: &str) -> Caller {
+        Caller::start(&format!(
+            "exec cat {} >/dev/null",
+            self.path(file).display()
+        ))
+    }
+
+    /// Lists a directory of a mount.
+    pub(crate) fn list(&self, dir: &str) -> Caller {
+        Caller::start(&format!("exec ls {} >/dev/null", self.path(dir).display()))
+    }
+
+    /// Asks a server as a stranger would.
+    pub(crate) fn curl(&self, url: &str) -> Caller {
+        Caller::start(&format!("exec curl -s '{url}' >/dev/null"))
+    }
+
+    /// Waits until somebody stands at a gate; whoever does stays until the stream is dropped.
+    pub(crate) fn arrive(&mut self, gate: &str) -> UnixStream {
+        let is_it = |(name, _): &(String, UnixStream)| name == gate;
+        if let Some(at) = self.early.iter().position(is_it) {
+            return self.early.remove(at).1;
+        }
+        loop {
+            let come = self.arrivals.recv_timeout(DEADLINE);
+            let come = come.unwrap_or_else(|e| panic!("nobody came to gate {gate}: {e}"));
+            if is_it(&come) {
+                return come.1;
+            }
+            self.early.push(come);
+        }
+    }
+
+    /// What the mount says.
+    pub(crate) fn report(&self, files: Id) -> Report {
+        let text = cat(&Path::new(self.at(files)).join(".diag.json"));
+        serde_json::from_str(&text).unwrap()
+    }
+
+    pub(crate) fn diag(&self, files: Id) -> String {
+        cat(&Path::new(self.at(files)).join(".diag"))
+    }
+
+    /// Asks until the report is as wanted.
+    pub(crate) fn report_when(&self, files: Id, is_so: impl Fn(&Report) -> bool) -> Report {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let report = self.report(files);
+            if is_so(&report) {
+                return report;
+            }
+            assert!(Instant::now() < until, "it did not come to that:\n{report}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub(crate) fn kill(&mut self, id: Id) {
+        let child = &mut self.processes[id.0].child;
+        child.kill().unwrap();
+        stop(child);
+    }
+
+    pub(crate) fn signal(&self, id: Id, name: &str) {
+        let pid = self.pid(id).to_string();
+        let status = Command::new("kill").args([name, &pid]).status();
+        assert!(status.unwrap().success());
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        for actor in &mut self.processes {
+            let Some(connection) = actor.connection else {
+                continue;
+            };
+            let file = format!("/sys/fs/fuse/connections/{connection}/abort");
+            // A connection that is gone needs no abort.
+            let _ = fs::OpenOptions::new()
+                .write(true)
+                .open(file)
+                .and_then(|mut file| file.write_all(b"1"));
+            let mut umount = Command::new("umount");
+            umount.arg("-l").arg(&actor.at).stderr(Stdio::null());
+            if let Ok(mut umount) = umount.spawn() {
+                stop(&mut umount);
+            }
+        }
+        for actor in &mut self.processes {
+            let _ = actor.child.kill();
+            stop(&mut actor.child);
+        }
+    }
+}
+
+impl Caller {
+    fn start(command: &str) -> Self {
+        let mut sh = Command::new("sh");
+        Self(
+            sh.args(["-c", command])
+                .stdin(Stdio::null())
+                .spawn()
+                .unwrap(),
+        )
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Waits for its end: whether it ended well.
+    pub(crate) fn ended(&mut self) -> bool {
+        until(|| self.0.try_wait().unwrap()).success()
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.try_wait();
+    }
+}
+
+/// All ops of a report.
+pub(crate) fn ops(report: &Report) -> impl Iterator<Item = &LiveOp> {
+    let snapshots = std::iter::once(&report.local).chain(&report.peers);
+    snapshots.flat_map(|snapshot| &snapshot.ops)
+}
