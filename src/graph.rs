@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::{
     id::OpId,
+    proc::sleeps_in_fuse,
     snapshot::{Kind, Listener, LiveOp, On, ParentFrom, Resource, Snapshot, State, Thread, Wait},
 };
 
@@ -303,14 +304,9 @@ fn share_clock(one: &Snapshot, other: &Snapshot) -> bool {
     one.process.boot_id == other.process.boot_id && one.process.time_ns == other.process.time_ns
 }
 
-// Thread ids compare, and so do times.
-fn share_threads(one: &Snapshot, other: &Snapshot) -> bool {
+/// Whether thread ids compare, and so do times.
+pub(crate) fn share_threads(one: &Snapshot, other: &Snapshot) -> bool {
     share_clock(one, other) && one.process.pid_ns == other.process.pid_ns
-}
-
-/// Whether a thread that sleeps here waits for the answer to a FUSE request.
-pub(crate) fn is_in_fuse(wchan: &str) -> bool {
-    wchan == "request_wait_answer" || wchan.starts_with("fuse_") || wchan.starts_with("__fuse_")
 }
 
 /// Draws the edges.
@@ -532,7 +528,7 @@ impl<'g, 'a> Join<'g, 'a> {
         Some(Target {
             node: called,
             why: Why::Thread,
-            is_certain: thread.wchan.as_deref().is_some_and(is_in_fuse),
+            is_certain: thread.wchan.as_deref().is_some_and(sleeps_in_fuse),
             since: begun,
         })
     }
@@ -544,7 +540,11 @@ impl<'g, 'a> Join<'g, 'a> {
         for (called, has_runner) in has_runner.iter().enumerate() {
             let call = &self.graph.nodes[called];
             let caller = call.op().and_then(|op| op.caller.as_ref());
-            let Some(pid) = caller.and_then(|caller| caller.pid) else {
+            // A child that has not reached its exec calls for its parent.
+            let Some(pid) = caller.and_then(|caller| match &caller.child_of {
+                Some(parent) => Some(parent.pid),
+                None => caller.pid,
+            }) else {
                 continue;
             };
             if *has_runner || !serving.contains(&pid) {
@@ -600,7 +600,9 @@ impl<'g, 'a> Join<'g, 'a> {
                 .filter(|(_, node)| {
                     let http = node.op().and_then(|op| op.http.as_ref());
                     let peer = http.and_then(|http| http.peer.as_ref());
-                    node.waits.is_empty() && peer == Some(&listener.peer)
+                    let pid = self.snapshots[node.process].process.pid;
+                    let is_asked = listener.callers.contains(&pid) && peer == Some(&listener.peer);
+                    node.waits.is_empty() && is_asked
                 })
                 .map(|(node, _)| node)
                 .collect();

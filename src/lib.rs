@@ -45,15 +45,16 @@ mod evidence;
 #[cfg(feature = "fuse")]
 pub mod fuse;
 mod graph;
+mod held_up;
 #[cfg(feature = "http")]
 pub mod http;
 pub mod id;
+mod listeners;
 mod live;
-#[cfg(feature = "debug")]
 pub mod machine;
-#[cfg(any(feature = "debug", feature = "fuse"))]
 mod mountinfo;
 mod op;
+mod proc;
 mod process;
 mod record;
 mod render;

@@ -8,13 +8,9 @@
 //! }
 //! ```
 
-use std::{
-    collections::HashMap,
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, fs, io, path::Path};
 
-use crate::{mountinfo, text};
+use crate::{mountinfo, proc, text};
 
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
@@ -109,26 +105,20 @@ pub fn kernel_waiting(connection: u64) -> Option<u64> {
 #[must_use]
 pub fn sleepers(process_group: u32) -> Vec<Sleeper> {
     let mut found = Vec::new();
-    for (pid, path) in processes() {
-        if stat(&path).is_none_or(|stat| stat.group != process_group) {
+    for (pid, path) in proc::processes() {
+        if proc::stat(&path).is_none_or(|stat| stat.group != process_group) {
             continue;
         }
-        for task in entries(&path.join("task")) {
-            let Some(stat) = stat(&task) else {
-                continue;
-            };
-            let tid = task
-                .file_name()
-                .and_then(|name| name.to_str()?.parse().ok());
-            found.push(Sleeper {
-                pid,
-                tid: tid.unwrap_or(pid),
-                name: stat.name,
-                state: stat.state,
-                wchan: fs::read_to_string(task.join("wchan"))
-                    .ok()
-                    .filter(|wchan| !wchan.is_empty() && wchan != "0"),
-            });
+        for (tid, task) in proc::threads(&path) {
+            if let Some(stat) = proc::stat(&task) {
+                found.push(Sleeper {
+                    pid,
+                    tid,
+                    name: stat.name,
+                    state: stat.state,
+                    wchan: proc::wchan(&task),
+                });
+            }
         }
     }
     found
@@ -144,26 +134,25 @@ struct Servers {
 fn servers() -> Servers {
     let mut found = HashMap::new();
     let (mut is_told, mut is_hidden) = (false, false);
-    for (pid, path) in processes() {
-        let descriptors = match fs::read_dir(path.join("fd")) {
+    for (pid, path) in proc::processes() {
+        let descriptors = match proc::descriptors(&path) {
             Ok(descriptors) => descriptors,
             Err(error) => {
                 is_hidden |= error.kind() == io::ErrorKind::PermissionDenied;
                 continue;
             }
         };
-        for descriptor in descriptors.flatten() {
+        for fd in descriptors {
             // Of a link in /proc only the text is read.
-            let is_fuse =
-                fs::read_link(descriptor.path()).is_ok_and(|to| to == Path::new("/dev/fuse"));
-            if !is_fuse {
-                continue;
-            }
-            let info = path.join("fdinfo").join(descriptor.file_name());
-            if let Some(connection) = connection(&fs::read_to_string(info).unwrap_or_default()) {
+            let link = fs::read_link(path.join(format!("fd/{fd}")));
+            if link.is_ok_and(|to| to == Path::new("/dev/fuse"))
+                && let Ok(info) = fs::read_to_string(path.join(format!("fdinfo/{fd}")))
+                && let Some(connection) = proc::field(&info, "fuse_connection:")
+                && let Ok(connection) = connection.parse()
+            {
                 is_told = true;
-                let name = stat(&path).map(|stat| stat.name).unwrap_or_default();
-                found.insert(connection, (pid, name));
+                let name = proc::stat(&path).map(|stat| stat.name);
+                found.insert(connection, (pid, name.unwrap_or_default()));
             }
         }
     }
@@ -187,68 +176,9 @@ fn tells_connections() -> bool {
     matches!(version, (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 18))
 }
 
-fn connection(fdinfo: &str) -> Option<u64> {
-    let mut lines = fdinfo.lines();
-    let value = lines.find_map(|line| line.strip_prefix("fuse_connection:"))?;
-    value.trim().parse().ok()
-}
-
-fn processes() -> impl Iterator<Item = (u32, PathBuf)> {
-    let entries = entries(Path::new("/proc")).into_iter();
-    entries.filter_map(|path| {
-        let pid = path.file_name()?.to_str()?.parse().ok()?;
-        Some((pid, path))
-    })
-}
-
-fn entries(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).collect()
-}
-
-struct Stat {
-    name: String,
-    state: char,
-    group: u32,
-}
-
-// proc_pid_stat(5): the name in parentheses may hold anything.
-fn stat(path: &Path) -> Option<Stat> {
-    let bytes = fs::read(path.join("stat")).ok()?;
-    parse_stat(&String::from_utf8_lossy(&bytes))
-}
-
-fn parse_stat(stat: &str) -> Option<Stat> {
-    let (before, behind) = stat.rsplit_once(')')?;
-    let (_, name) = before.split_once('(')?;
-    let mut fields = behind.split_whitespace();
-    Some(Stat {
-        name: text::visible(name),
-        state: fields.next()?.chars().next()?,
-        group: fields.nth(1)?.parse().ok()?,
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{connection, parse_stat, sleepers};
-
-    #[test]
-    fn a_name_cannot_shift_the_fields() {
-        let stat = parse_stat("7 (a) R 9 9 (b) D 1 42 42 0 -1").unwrap();
-
-        assert_eq!(
-            (stat.name.as_str(), stat.state, stat.group),
-            ("a) R 9 9 (b", 'D', 42)
-        );
-        assert!(parse_stat("7 (a").is_none());
-    }
-
-    #[test]
-    fn the_connection_stands_in_fdinfo() {
-        assert_eq!(connection("pos:\t0\nfuse_connection:\t40\n"), Some(40));
-        assert_eq!(connection("pos:\t0\n"), None);
-    }
+    use super::sleepers;
 
     #[test]
     fn the_threads_of_this_group_are_found() {

@@ -1,6 +1,11 @@
 //! The kernel's list of what is mounted, read as text: no mount is touched.
 
-use std::{ffi::OsString, fs, io, os::unix::ffi::OsStringExt, path::PathBuf};
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+};
 
 /// One line of /proc/self/mountinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,16 +22,21 @@ pub(crate) fn read() -> io::Result<Vec<Mounted>> {
     Ok(parse(&fs::read("/proc/self/mountinfo")?))
 }
 
-/// Whether a path without `..` or links leads into a FUSE file system.
-#[cfg(any(feature = "debug", test))]
-pub(crate) fn is_in_fuse(mounts: &[Mounted], path: &std::path::Path) -> bool {
+/// The mount that a path without `..` or links leads into.
+pub(crate) fn around<'a>(mounts: &'a [Mounted], path: &Path) -> Option<&'a Mounted> {
     // What hides another mount stands behind it; the deepest path is the nearest.
     let around = mounts.iter().filter(|mount| path.starts_with(&mount.path));
-    let nearest = around.max_by_key(|mount| mount.path.components().count());
-    nearest.is_some_and(|mount| mount.is_fuse)
+    around.max_by_key(|mount| mount.path.components().count())
 }
 
-fn parse(lines: &[u8]) -> Vec<Mounted> {
+/// Whether such a path leads into a FUSE file system.
+#[cfg(any(feature = "debug", test))]
+pub(crate) fn is_in_fuse(mounts: &[Mounted], path: &Path) -> bool {
+    around(mounts, path).is_some_and(|mount| mount.is_fuse)
+}
+
+/// Reads lines of such a list.
+pub(crate) fn parse(lines: &[u8]) -> Vec<Mounted> {
     let lines = lines.split(|byte| *byte == b'\n');
     lines.filter_map(parse_line).collect()
 }

@@ -20,8 +20,12 @@ use serde::{Deserialize, Serialize};
 use crate::{
     evidence,
     graph::{self, Circle, WaitGraph, Who, Why},
+    held_up,
     id::OpId,
-    snapshot::{Filter, Kind, Listener, LiveOp, Resource, SCHEMA, Snapshot, State, Thread, millis},
+    listeners,
+    snapshot::{
+        Filter, HeldUp, Kind, Listener, LiveOp, Resource, SCHEMA, Snapshot, State, Thread, millis,
+    },
     tracker::Tracker,
 };
 
@@ -50,6 +54,9 @@ pub struct Report {
     /// The processes that calls wait for and that run no tracker.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub listeners: Vec<Listener>,
+    /// Threads that wait in the kernel for a FUSE mount, behind a request of another.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held_up: Vec<HeldUp>,
     /// What could not be found out, a sentence each.
     pub unknown: Vec<String>,
     /// The mount whose ops it is about; all ops if there is none.
@@ -138,7 +145,7 @@ impl Report {
     #[must_use]
     pub fn local(tracker: &Tracker) -> Self {
         let (snapshot, unknown) = seen_from_inside(tracker.snapshot());
-        Self::joined(snapshot, Vec::new(), Vec::new(), unknown).with_listeners()
+        Self::joined(snapshot, Vec::new(), Vec::new(), unknown).with_evidence(false)
     }
 
     /// Joins snapshots, wherever they come from; the first stands for the process that asks.
@@ -168,28 +175,41 @@ impl Report {
         report
     }
 
-    /// Looks for those behind calls that have waited for long and that no peer has taken for its own.
-    pub(crate) fn with_listeners(mut self) -> Self {
+    /// Adds what the kernel knows of those that carry no tracker: who listens where calls wait, and who is held up
+    /// behind them. While all is well only `in_any_case`.
+    pub(crate) fn with_evidence(mut self, in_any_case: bool) -> Self {
         let analysis = self.analyse();
-        let nodes = analysis.graph.nodes.iter().enumerate();
-        let calls: Vec<(u32, String)> = nodes
+        let is_here = |node: usize| {
+            let of_node = analysis.snapshots[analysis.graph.nodes[node].process];
+            graph::share_threads(analysis.snapshots[0], of_node)
+        };
+        let nodes = || analysis.graph.nodes.iter().enumerate();
+        let calls: Vec<(u32, String)> = nodes()
             .filter(|(node, entry)| {
                 let is_slow = matches!(analysis.state(*node), State::Slow | State::Stuck);
-                is_slow && entry.waits.is_empty()
+                is_slow && entry.waits.is_empty() && is_here(*node)
             })
             .filter_map(|(node, entry)| {
                 let op = entry.op().filter(|op| op.kind == Kind::HttpClient)?;
                 Some((analysis.pid(node), op.http.as_ref()?.peer.clone()?))
             })
             .collect();
-        let mut listeners = match calls.is_empty() {
-            true => return self,
-            false => evidence::listeners(&calls),
-        };
-        let pids: Vec<u32> = self.snapshots().map(|s| s.process.pid).collect();
-        listeners.retain(|listener| !pids.contains(&listener.pid));
-        self.listeners = listeners;
-        self.conclude();
+        let callers: HashSet<u32> = nodes()
+            .filter(|(node, _)| is_here(*node))
+            .filter_map(|(_, entry)| Some(entry.op()?.caller.as_ref()?.tid))
+            .collect();
+        if !calls.is_empty() {
+            let pids: Vec<u32> = self.snapshots().map(|s| s.process.pid).collect();
+            self.listeners = listeners::find(&calls);
+            self.listeners
+                .retain(|listener| !pids.contains(&listener.pid));
+            self.conclude();
+        }
+        if in_any_case || !matches!(self.verdict, Verdict::Ok | Verdict::Off) {
+            let (held_up, unknown) = held_up::find(&callers);
+            self.held_up = held_up;
+            self.unknown.extend(unknown);
+        }
         self
     }
 
@@ -197,6 +217,8 @@ impl Report {
     #[cfg(any(feature = "debug", feature = "fuse"))]
     pub(crate) fn about_mount(mut self, path: &str) -> Self {
         self.mount = Some(path.to_owned());
+        self.held_up
+            .retain(|held_up| held_up.mount.as_deref().is_none_or(|mount| mount == path));
         self.conclude();
         self
     }

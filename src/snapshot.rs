@@ -250,9 +250,64 @@ pub struct Caller {
     /// Where it sleeps in the kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wchan: Option<String>,
+    /// The process it is a child of, and still runs the program of: it has not reached its exec.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub child_of: Option<Parent>,
+    /// What its process has open on FUSE mounts, if it has waited for long.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<OpenFile>,
     /// Why the rest is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unknown: Option<String>,
+}
+
+/// The parent of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Parent {
+    /// Process id.
+    pub pid: u32,
+    /// Its name.
+    pub comm: String,
+}
+
+/// A file on a FUSE mount that a process has open.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OpenFile {
+    /// The descriptor.
+    pub fd: u32,
+    /// The path, as the kernel shows it: of a mount that was detached, from its root.
+    pub path: String,
+    /// It closes on exec: the process opened it itself, and no child has it.
+    pub closes_on_exec: bool,
+    /// Its mount is mounted nowhere any more, as after a lazy unmount.
+    pub is_detached: bool,
+}
+
+/// A thread that a FUSE mount holds up without a request of its own: it waits in the kernel behind another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HeldUp {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Name of the process.
+    pub comm: String,
+    /// State letter.
+    pub state: String,
+    /// Where it sleeps in the kernel.
+    pub wchan: String,
+    /// Which mount; absent if it is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mount: Option<String>,
+    /// The file, if the call names it by a descriptor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Whether the mount is only likely: the one that the directory of the process is in, or the only one where
+    /// anything waits.
+    pub is_likely: bool,
 }
 
 /// What only FUSE ops have.
@@ -342,6 +397,8 @@ pub struct Mount {
 pub struct Listener {
     /// The address, as the calls name it.
     pub peer: String,
+    /// The processes whose calls lead there: in another network namespace the address is another's.
+    pub callers: Vec<u32>,
     /// Process id.
     pub pid: u32,
     /// Name of the process.

@@ -1,7 +1,7 @@
 //! Where debug sockets are: the directories to write to and to read from, and the names in them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     env, fs, io,
     os::fd::{AsRawFd, OwnedFd},
     os::unix::{
@@ -12,12 +12,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
-use crate::mountinfo::{self, Mounted, is_in_fuse};
+use crate::{
+    mountinfo::{self, Mounted, is_in_fuse},
+    proc,
+};
 
 /// Processes of one id that share a directory, as containers may.
 const MOST_NAMESAKES: u32 = 16;
+/// Mount namespaces that are looked into.
+const MOST_NAMESPACES: usize = 64;
+/// To be gone through, not to be read.
+const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// The directories, the best first.
 pub(super) fn all() -> Vec<PathBuf> {
@@ -61,6 +68,43 @@ pub(super) fn listen(dirs: &[PathBuf]) -> Result<(UnixListener, PathBuf), String
     Err(problems.join("; "))
 }
 
+/// Where paths lead: what is mounted there, and its root.
+struct Namespace {
+    mounts: Vec<Mounted>,
+    root: OwnedFd,
+}
+
+impl Namespace {
+    // Every process has a way to its own root, which only those who may trace it can go.
+    fn of(process: &Path) -> Option<Self> {
+        let mounts = proc::mounts(process);
+        // An open of a root in FUSE may never return.
+        if mounts.is_empty() || is_in_fuse(&mounts, Path::new("/")) {
+            return None;
+        }
+        let root = openat(CWD, process.join("root"), PLACE, Mode::empty()).ok()?;
+        Some(Self { mounts, root })
+    }
+
+    // Ours, and one for each other that a process of this machine lives in.
+    fn all() -> Vec<Self> {
+        let id = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
+        let this = Path::new("/proc/self");
+        let mut known = HashSet::from([id(this)]);
+        let mut found: Vec<Self> = Self::of(this).into_iter().collect();
+        for (_, process) in proc::processes() {
+            let id = id(&process);
+            if id.is_some() && known.insert(id) {
+                found.extend(Self::of(&process));
+            }
+            if found.len() >= MOST_NAMESPACES {
+                break;
+            }
+        }
+        found
+    }
+}
+
 /// A directory with sockets, opened so that nothing on the way led through a link or into FUSE.
 ///
 /// A thread of a process that serves a mount must not call into it, and whose socket another process
@@ -71,16 +115,16 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    fn new(path: PathBuf, mounts: &[Mounted]) -> Option<Self> {
-        if is_in_fuse(mounts, &path) {
+    fn new(namespace: &Namespace, path: &Path) -> Option<Self> {
+        if is_in_fuse(&namespace.mounts, path) {
             return None;
         }
         let directory = openat2(
-            CWD,
-            &path,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            &namespace.root,
+            path.strip_prefix("/").ok()?,
+            PLACE,
             Mode::empty(),
-            ResolveFlags::NO_SYMLINKS,
+            ResolveFlags::NO_SYMLINKS | ResolveFlags::IN_ROOT,
         );
         Some(Self {
             directory: directory.ok()?,
@@ -99,9 +143,6 @@ impl Opened {
 /// The sockets of all processes that may be asked: in the directories, and in others of this
 /// network namespace.
 pub(super) fn sockets() -> Vec<Opened> {
-    let Ok(mounts) = mountinfo::read() else {
-        return Vec::new();
-    };
     let listed = fs::read_to_string("/proc/net/unix").unwrap_or_default();
     let mut by_directory: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
     for socket in in_proc(&listed) {
@@ -114,20 +155,24 @@ pub(super) fn sockets() -> Vec<Opened> {
         by_directory.entry(dir).or_default();
     }
     let mut found = Vec::new();
-    for (path, mut sockets) in by_directory {
-        let Some(mut opened) = Opened::new(path.clone(), &mounts) else {
-            continue;
-        };
-        let entries = fs::read_dir(opened.way_to(Path::new("."))).into_iter();
-        let names = entries
-            .flatten()
-            .flatten()
-            .map(|e| path.join(e.file_name()));
-        sockets.extend(names.filter(|name| is_socket(name)));
-        sockets.sort();
-        sockets.dedup();
-        opened.sockets = sockets;
-        found.push(opened);
+    for (at, namespace) in Namespace::all().iter().enumerate() {
+        for (path, listed) in &by_directory {
+            let Some(mut opened) = Opened::new(namespace, path) else {
+                continue;
+            };
+            let entries = fs::read_dir(opened.way_to(Path::new("."))).into_iter();
+            let entries = entries.flatten().flatten();
+            let names = entries.map(|entry| path.join(entry.file_name()));
+            let mut sockets: Vec<PathBuf> = names.filter(|name| is_socket(name)).collect();
+            if at == 0 {
+                // A directory that may be entered need not be one that may be read.
+                sockets.extend(listed.iter().cloned());
+            }
+            sockets.sort();
+            sockets.dedup();
+            opened.sockets = sockets;
+            found.push(opened);
+        }
     }
     found
 }

@@ -49,7 +49,7 @@ impl Report {
     /// [`collect_async`](Self::collect_async).
     #[must_use]
     pub fn collect(tracker: &Tracker) -> Self {
-        Self::collect_where(tracker, tracker.peers().to_vec(), |_| true)
+        Self::collect_where(tracker, tracker.peers().to_vec(), |_| true).with_evidence(false)
     }
 
     /// Reports what the processes on the other side of these sources do, as they see it.
@@ -59,7 +59,9 @@ impl Report {
     #[must_use]
     pub fn collect_from(tracker: &Tracker, sources: &[String]) -> Self {
         if sources.is_empty() {
-            return Self::collect(tracker);
+            // Whoever looks at the whole machine wants to see those, too, that no report tells of.
+            return Self::collect_where(tracker, tracker.peers().to_vec(), |_| true)
+                .with_evidence(true);
         }
         let is_mount = |source: &String| source.starts_with('/') && !source.ends_with(".sock");
         let mounts: Vec<&String> = sources.iter().filter(|source| is_mount(source)).collect();
@@ -72,7 +74,8 @@ impl Report {
         let urls = sources.iter().filter(|source| is_url(source)).cloned();
         let mut report = Self::collect_where(tracker, urls.collect(), |socket| {
             !mounts.is_empty() || is_named(socket)
-        });
+        })
+        .with_evidence(true);
         for source in sources.iter().filter(|source| !is_url(source)) {
             let is_there = match is_mount(source) {
                 true => {
@@ -119,7 +122,7 @@ impl Report {
             is_new
         });
         let peers = peers.collect();
-        Self::joined(local, peers, failed, unknown).with_listeners()
+        Self::joined(local, peers, failed, unknown)
     }
 
     /// [`collect`](Self::collect) for async code on a tokio runtime.

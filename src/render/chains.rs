@@ -172,6 +172,38 @@ impl<'a> Text<'a> {
         }
     }
 
+    // Callers of the kernel that no op stands for.
+    pub(super) fn held_up(&mut self) {
+        if self.report.held_up.is_empty() {
+            return;
+        }
+        self.line("");
+        self.line("Held up in the kernel behind these, with no request of their own");
+        for held_up in self.report.held_up.iter().take(MOST_LISTED) {
+            let name = format!("{}[{}]", held_up.comm, held_up.pid);
+            let thread = match held_up.tid == held_up.pid {
+                true => String::new(),
+                false => format!("thread {}   ", held_up.tid),
+            };
+            let on = match (&held_up.file, &held_up.mount) {
+                (Some(file), _) => format!("on {}", short(file, 50)),
+                (None, Some(mount)) => format!("on {}", short(mount, 50)),
+                (None, None) => "on a FUSE mount, which is not known".to_owned(),
+            };
+            let likely = match held_up.is_likely && held_up.mount.is_some() {
+                true => " (likely)",
+                false => "",
+            };
+            let wchan = short(&held_up.wchan, 40);
+            let head = format!("      {name}  {thread}state {} in {wchan}", held_up.state);
+            self.with_details(&head, &[format!("{on}{likely}")]);
+        }
+        let left = self.report.held_up.len().saturating_sub(MOST_LISTED);
+        if left > 0 {
+            self.line(&format!("      and {left} more"));
+        }
+    }
+
     // Whoever waits for one that has a number, or for no one: a line each, with what is between.
     pub(super) fn behind(&mut self, title: &str) {
         let roots: Vec<usize> = self.roots();

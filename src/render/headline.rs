@@ -294,8 +294,10 @@ impl<'a> Text<'a> {
             }
             callers.push((pid, self.caller(node).unwrap_or_default()));
         }
+        let held_up = self.report.held_up.iter();
+        callers.extend(held_up.map(|it| (it.pid, format!("{}[{}]", it.comm, it.pid))));
         callers.sort();
-        callers.dedup();
+        callers.dedup_by_key(|(pid, _)| *pid);
         callers.into_iter().map(|(_, name)| name).collect()
     }
 

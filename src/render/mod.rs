@@ -92,6 +92,7 @@ impl<'a> Text<'a> {
             _ => "In flight",
         };
         self.behind(title);
+        self.held_up();
         self.rest();
         self.ended();
         self.line("");

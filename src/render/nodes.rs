@@ -15,7 +15,33 @@ impl<'a> Text<'a> {
         if let (Some(caller), Some(_)) = (self.caller(node), self.op(node)) {
             details.insert(0, format!("for {caller}"));
         }
+        details.extend(self.open_file(node));
         details
+    }
+
+    // Which thread of a process without a tracker calls, and what it has open: as `lsof` would show.
+    fn open_file(&self, node: usize) -> Option<String> {
+        let caller = self.op(node)?.caller.as_ref()?;
+        let nodes = &self.analysis.graph.nodes;
+        let mut waiters = self.analysis.graph.waiters[node].iter();
+        if !waiters.any(|from| matches!(nodes[*from].who, Who::Process(_))) {
+            return None;
+        }
+        let target = self.op(node)?.target.trim_start_matches('~');
+        let mut files = caller.files.iter();
+        let file = files.find(|file| file.path.ends_with(target));
+        let file = file.or(caller.files.first());
+        let open = file.map_or_else(String::new, |file| {
+            let fd = format!(" has fd {} open on {}", file.fd, short(&file.path, 40));
+            let closes = if file.closes_on_exec {
+                ", close-on-exec"
+            } else {
+                ""
+            };
+            let detached = if file.is_detached { ", detached" } else { "" };
+            format!("{fd}{closes}{detached}")
+        });
+        Some(format!("thread {}{open}", caller.tid))
     }
 
     // What the op says of itself.
@@ -161,6 +187,12 @@ impl<'a> Text<'a> {
     pub(super) fn caller(&self, node: usize) -> Option<String> {
         let caller = self.op(node)?.caller.as_ref()?;
         let pid = caller.pid.unwrap_or(caller.tid);
+        if let Some(parent) = &caller.child_of {
+            return Some(format!(
+                "child of {}[{}], before exec",
+                parent.comm, parent.pid
+            ));
+        }
         let mut snapshots = self.analysis.snapshots.iter();
         if let Some(process) = snapshots.position(|snapshot| snapshot.process.pid == pid) {
             return Some(self.process(process));

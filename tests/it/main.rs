@@ -5,6 +5,7 @@ mod assertions;
 mod bad_input;
 mod context;
 mod debug_server;
+mod evidence;
 mod fuse_parked;
 mod fuse_rows;
 mod fuse_unmount;

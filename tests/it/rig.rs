@@ -2,11 +2,12 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs,
     io::{BufRead, BufReader, Write},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
     time::{Duration, Instant},
@@ -18,7 +19,7 @@ use tempfile::TempDir;
 use crate::{
     mounted::connection_of,
     rig_roles::{Changes, File, ROLE, Role},
-    stage::{DEADLINE, cat, run_dir, skipped, stop, until},
+    stage::{DEADLINE, cat, output, run_dir, skipped, stop, until},
 };
 
 /// Everything that was started, ended when it is dropped, however it hangs.
@@ -78,41 +79,66 @@ impl Rig {
     pub(crate) fn server(&mut self, name: &str) -> Id {
         let gates = self.dir.path().join("gates");
         let name = name.to_owned();
-        self.start(&Role::Server { name, gates })
+        let run_dir = self.run_dir();
+        self.start(&[], &run_dir, &Role::Server { name, gates })
+    }
+
+    /// A server that another program starts, with its socket elsewhere.
+    pub(crate) fn server_in(&mut self, starter: &[&str], run_dir: &Path) -> Id {
+        let gates = self.dir.path().join("gates");
+        let name = "server".to_owned();
+        self.start(starter, run_dir, &Role::Server { name, gates })
     }
 
     pub(crate) fn proxy(&mut self, to: Id, how: Changes) -> Id {
         let to = self.at(to).to_owned();
-        self.start(&Role::Proxy { to, how })
+        let run_dir = self.run_dir();
+        self.start(&[], &run_dir, &Role::Proxy { to, how })
     }
 
     /// Mounts a file system at [`path`](Self::path)`(name)`.
     pub(crate) fn files(&mut self, name: &str, slots: usize, files: &[(&str, File)]) -> Id {
+        self.files_in(&[], name, slots, files)
+    }
+
+    /// A file system that another program starts.
+    pub(crate) fn files_in(
+        &mut self,
+        starter: &[&str],
+        name: &str,
+        slots: usize,
+        files: &[(&str, File)],
+    ) -> Id {
         let mount = self.path(name);
         fs::create_dir(&mount).unwrap();
         let files = files.iter().cloned();
         let files: BTreeMap<String, File> =
             files.map(|(name, file)| (name.to_owned(), file)).collect();
         let gates = self.dir.path().join("gates");
-        let id = self.start(&Role::Files {
+        let role = Role::Files {
             name: name.to_owned(),
             gates,
             mount: mount.clone(),
             slots,
             files,
-        });
+        };
+        let run_dir = self.run_dir();
+        let id = self.start(starter, &run_dir, &role);
         let actor = &mut self.processes[id.0];
         actor.at = mount.display().to_string();
         actor.connection = connection_of(&mount);
         id
     }
 
-    fn start(&mut self, role: &Role) -> Id {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+    fn start(&mut self, starter: &[&str], run_dir: &Path, role: &Role) -> Id {
+        let own = std::env::current_exe().unwrap();
+        let mut program = starter.iter().map(OsStr::new).chain([own.as_os_str()]);
+        let mut child = Command::new(program.next().unwrap())
+            .args(program)
             .args(["--exact", "rig_roles::plays_its_role_if_told_to"])
             .args(["--nocapture", "--test-threads=1"])
             .env(ROLE, serde_json::to_string(role).unwrap())
-            .env("INFLIGHT_DIR", self.run_dir())
+            .env("INFLIGHT_DIR", run_dir)
             .env_remove("INFLIGHT")
             .env_remove("INFLIGHT_PEERS")
             .stdin(Stdio::piped())
@@ -180,11 +206,6 @@ impl Rig {
         ))
     }
 
-    /// Lists a directory of a mount.
-    pub(crate) fn list(&self, dir: &str) -> Caller {
-        Caller::start(&format!("exec ls {} >/dev/null", self.path(dir).display()))
-    }
-
     /// Asks a server as a stranger would.
     pub(crate) fn curl(&self, url: &str) -> Caller {
         Caller::start(&format!("exec curl -s '{url}' >/dev/null"))
@@ -206,14 +227,22 @@ impl Rig {
         }
     }
 
+    /// The program, run to its end; it must come to one whatever hangs.
+    pub(crate) fn inflight(&self, arguments: &[&str]) -> Output {
+        let child = Command::new(env!("CARGO_BIN_EXE_inflight"))
+            .args(arguments)
+            .env("INFLIGHT_DIR", self.run_dir())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        output(child.unwrap(), DEADLINE)
+    }
+
     /// What the mount says.
     pub(crate) fn report(&self, files: Id) -> Report {
         let text = cat(&Path::new(self.at(files)).join(".diag.json"));
         serde_json::from_str(&text).unwrap()
-    }
-
-    pub(crate) fn diag(&self, files: Id) -> String {
-        cat(&Path::new(self.at(files)).join(".diag"))
     }
 
     /// Asks until the report is as wanted.
@@ -233,12 +262,6 @@ impl Rig {
         let child = &mut self.processes[id.0].child;
         child.kill().unwrap();
         stop(child);
-    }
-
-    pub(crate) fn signal(&self, id: Id, name: &str) {
-        let pid = self.pid(id).to_string();
-        let status = Command::new("kill").args([name, &pid]).status();
-        assert!(status.unwrap().success());
     }
 }
 
@@ -276,10 +299,6 @@ impl Caller {
                 .spawn()
                 .unwrap(),
         )
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.0.id()
     }
 
     /// Waits for its end: whether it ended well.

@@ -6,8 +6,8 @@ use inflight::{
     Filter, Kind, OpId, Outcome, Report, Snapshot, State, TraceId, Tracker,
     resource::Resource,
     snapshot::{
-        Caller, EndedOp, Event, Fuse, Http, LiveOp, Mount, Off, On, ParentFrom, Party, Phase,
-        Process, Resource as Shown, Thread, Totals, Wait,
+        Caller, EndedOp, Event, Fuse, Http, LiveOp, Mount, Off, On, OpenFile, Parent, ParentFrom,
+        Party, Phase, Process, Resource as Shown, Thread, Totals, Wait,
     },
 };
 use proptest::{
@@ -96,6 +96,16 @@ fn founding() -> Snapshot {
             uid: 0,
             state: Some("S".into()),
             wchan: Some("request_wait_answer".into()),
+            child_of: Some(Parent {
+                pid: 500,
+                comm: "make".into(),
+            }),
+            files: vec![OpenFile {
+                fd: 17,
+                path: "/conversation".into(),
+                closes_on_exec: true,
+                is_detached: true,
+            }],
             unknown: None,
         }),
         fuse: Some(Fuse {

@@ -79,15 +79,7 @@ impl Stage {
 
         let server = server(dir.path(), &socket);
         let mut args = vec!["mount".to_owned(), mnt.display().to_string()];
-        args.extend(
-            [
-                "--http-timeout",
-                "8",
-                "--server",
-                server.1.strip_prefix("serving ").unwrap(),
-            ]
-            .map(str::to_owned),
-        );
+        args.extend(["--http-timeout", "8", "--server", server.url()].map(str::to_owned));
         args.extend(mount.iter().map(|arg| (*arg).to_owned()));
         args.push("--stop-at-eof".to_owned());
         let mount = Daemon::start(dir.path(), Command::new(example()).args(args));
@@ -208,6 +200,11 @@ impl Daemon {
 }
 
 impl Daemon {
+    /// Where it serves, by its first line `serving URL`.
+    pub(crate) fn url(&self) -> &str {
+        self.1.strip_prefix("serving ").unwrap()
+    }
+
     pub(crate) fn end(&mut self) {
         drop(self.0.stdin.take());
         stop(&mut self.0);
