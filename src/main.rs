@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anstyle::{AnsiColor, Style};
 use clap::{Args, Parser, Subcommand};
 use inflight::{
     Filter, Kind, Report, Tracker, debug,
@@ -240,8 +241,15 @@ fn abort(tracker: &Tracker, mount: &str, yes: bool, detach: bool) -> ExitCode {
         }
         return ExitCode::from(2);
     };
-    let report = Report::collect(tracker);
-    let callers = callers_of(&report, connection);
+    let report = Report::collect_from(tracker, &[]);
+    let mut callers = callers_of(&report, connection);
+    let of_mount = report.held_up.iter().filter(|held_up| {
+        let path = of_path.map(|known| &known.path);
+        path.is_some() && held_up.mount.as_ref() == path
+    });
+    callers.extend(of_mount.map(|it| format!("{}[{}]", it.comm, it.pid)));
+    callers.sort();
+    callers.dedup();
     let waiting = machine::kernel_waiting(connection);
     if !yes {
         let many = waiting.map_or_else(|| "all".to_owned(), |waiting| waiting.to_string());
@@ -302,8 +310,6 @@ fn callers_of(report: &Report, connection: u64) -> Vec<String> {
             }
         }
     }
-    callers.sort();
-    callers.dedup();
     callers
 }
 
@@ -436,9 +442,36 @@ fn code_of(status: ExitStatus) -> ExitCode {
 }
 
 // Whoever reads may have gone: that is no failure.
+// Colours are for a terminal, and for those who did not say NO_COLOR.
 fn print(text: &str) {
-    let mut out = io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let mut out = anstream::stdout().lock();
+    let _ = out
+        .write_all(coloured(text).as_bytes())
+        .and_then(|()| out.flush());
+}
+
+// The verdict and what holds it up. Nothing in a report is a control character, so what is added is all there is.
+fn coloured(text: &str) -> String {
+    let words = [
+        ("LIKELY DEADLOCK", AnsiColor::Red),
+        ("DEADLOCK", AnsiColor::Red),
+        ("STUCK", AnsiColor::Red),
+        ("SLOW", AnsiColor::Yellow),
+        ("UNKNOWN", AnsiColor::Yellow),
+        ("OFF", AnsiColor::Yellow),
+        ("OK", AnsiColor::Green),
+    ];
+    let of_verdict = words.iter().find(|(word, _)| text.starts_with(word));
+    let Some((word, colour)) = of_verdict else {
+        return text.to_owned();
+    };
+    let paint = |word: &str, style: Style| format!("{style}{word}{style:#}");
+    let verdict = paint(word, Style::new().bold().fg_color(Some((*colour).into())));
+    let rest = text[word.len()..]
+        .replace("HOLDS", &paint("HOLDS", Style::new().bold()))
+        .replace("WAITS", &paint("WAITS", Style::new().bold()))
+        .replace("Culprit:", &paint("Culprit:", Style::new().bold()));
+    verdict + &rest
 }
 
 fn kind(text: &str) -> Result<Kind, String> {

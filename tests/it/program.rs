@@ -269,3 +269,27 @@ fn help_teaches_and_nonsense_is_explained() {
         assert!(err(&output).starts_with("error: "), "{}", err(&output));
     }
 }
+
+#[test]
+fn colours_are_for_a_terminal_and_not_for_those_who_want_none() {
+    let Some(mounted) = Mounted::new() else {
+        return;
+    };
+    // A terminal of its own, whose output is this program's.
+    let on_terminal = |no_color: &str| {
+        let command = format!("{} {}", env!("CARGO_BIN_EXE_inflight"), mounted.pid());
+        let mut script = Command::new("script");
+        script.args(["-qec", &command, "/dev/null"]);
+        script.env("TERM", "xterm").env("NO_COLOR", no_color);
+        out(&script.stdin(Stdio::null()).output().unwrap())
+    };
+
+    let green = "\u{1b}[1m\u{1b}[32mOK\u{1b}[0m: nothing is stuck.";
+    let shown = on_terminal("");
+    assert!(shown.contains(green), "{shown:?}");
+    let plain = on_terminal("1");
+    assert!(plain.contains("OK: nothing is stuck."), "{plain:?}");
+    assert!(!plain.contains('\u{1b}'), "{plain:?}");
+    let piped = out(&inflight(&[&mounted.pid().to_string()]));
+    assert!(!piped.contains('\u{1b}'), "{piped:?}");
+}

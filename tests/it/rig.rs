@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use crate::{
     mounted::connection_of,
     rig_roles::{Changes, File, ROLE, Role},
-    stage::{DEADLINE, cat, output, run_dir, skipped, stop, until},
+    stage::{DEADLINE, cat, inflight, run_dir, skipped, stop, until},
 };
 
 /// Everything that was started, ended when it is dropped, however it hangs.
@@ -229,14 +229,7 @@ impl Rig {
 
     /// The program, run to its end; it must come to one whatever hangs.
     pub(crate) fn inflight(&self, arguments: &[&str]) -> Output {
-        let child = Command::new(env!("CARGO_BIN_EXE_inflight"))
-            .args(arguments)
-            .env("INFLIGHT_DIR", self.run_dir())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
-        output(child.unwrap(), DEADLINE)
+        inflight(&self.run_dir(), arguments)
     }
 
     /// What the mount says.

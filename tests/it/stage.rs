@@ -118,6 +118,11 @@ impl Stage {
         assert!(Hung::start(&format!("echo hello > {}", send.display())).ended());
     }
 
+    /// The program, run to its end; it must come to one whatever hangs.
+    pub(crate) fn inflight(&self, arguments: &[&str]) -> Output {
+        inflight(&run_dir(self.dir.path()), arguments)
+    }
+
     pub(crate) fn diag(&self, name: &str) -> String {
         cat(&self.mnt().join(name))
     }
@@ -140,6 +145,18 @@ pub(crate) fn snapshot_of(run_dir: &Path, pid: u32) -> Snapshot {
     stream.read_to_string(&mut answer).unwrap();
     let (_, body) = answer.split_once("\r\n\r\n").unwrap();
     serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {answer}"))
+}
+
+/// The program, run to its end.
+pub(crate) fn inflight(run_dir: &Path, arguments: &[&str]) -> Output {
+    let child = Command::new(env!("CARGO_BIN_EXE_inflight"))
+        .args(arguments)
+        .env("INFLIGHT_DIR", run_dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    output(child.unwrap(), DEADLINE)
 }
 
 /// What a file says, read by a child that cannot hang the test.

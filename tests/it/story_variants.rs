@@ -62,6 +62,13 @@ fn members(report: &Report) -> Vec<(Kind, String)> {
     members
 }
 
+// Of "DEADLOCK for 1.1 s (since 23:32:13 UTC)" the second of the day.
+fn since(text: &str) -> i64 {
+    let (_, at) = text.split_once("(since ").unwrap();
+    let numbers = at[..8].split(':').map(|part| part.parse::<i64>().unwrap());
+    numbers.fold(0, |sum, part| sum * 60 + part)
+}
+
 fn of(kind: Kind, name: &str) -> (Kind, String) {
     (kind, name.to_owned())
 }
@@ -104,6 +111,21 @@ fn the_lock_held_over_the_walk_is_a_deadlock_of_exactly_four() {
         .fold(f64::MAX, f64::min);
     assert!(report.cycles()[0].for_ms <= youngest);
     assert!(report.edges.iter().all(|edge| edge.certainty == "certain"));
+
+    // The mount, the program and the data name one moment: that of the youngest edge.
+    let text = stage.diag(".diag");
+    let program = stage.inflight(&["check"]);
+    let said = String::from_utf8(program.stdout).unwrap();
+    assert_eq!(program.status.code(), Some(1), "{said}");
+    let data = report.to_string();
+    for text in [&text, &said] {
+        assert!(text.starts_with("DEADLOCK for "), "{text}");
+        // Two reports are rounded to the second each for itself.
+        assert!((since(text) - since(&data)).abs() <= 1, "{data}\n{text}");
+    }
+    let taken: jiff::Timestamp = report.taken_at.parse().unwrap();
+    let began = taken.as_second() - (report.cycles()[0].for_ms / 1000.0) as i64;
+    assert!((began % 86_400 - since(&data)).abs() <= 1, "{data}");
     shell.ended();
 }
 
