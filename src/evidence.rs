@@ -106,12 +106,14 @@ fn read_caller(caller: &mut Caller) {
 
 // A child that was made to run another program is still the program of its parent, which waits for that.
 fn is_before_exec(pid: u32, parent: u32) -> bool {
+    let is_forked = proc::stat(&of_process(pid)).is_some_and(|stat| stat.is_forked);
     let exe = |pid: u32| fs::read_link(of_process(pid).join("exe")).ok();
     let waits = |wchan: String| {
         let waits_in = ["vfork", "kernel_clone", "pipe_read"];
         waits_in.iter().any(|name| wchan.contains(name))
     };
-    exe(pid).is_some_and(|of_child| Some(of_child) == exe(parent))
+    is_forked
+        && exe(pid).is_some_and(|of_child| Some(of_child) == exe(parent))
         && proc::threads(&of_process(parent))
             .iter()
             .any(|(_, thread)| proc::wchan(thread).is_some_and(waits))

@@ -9,6 +9,9 @@ use std::{
 
 use crate::{mountinfo, text};
 
+// PF_FORKNOEXEC of the kernel's include/linux/sched.h.
+const FORKED: u64 = 0x40;
+
 /// What a process or a thread says of itself in `stat`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
@@ -17,6 +20,8 @@ pub(crate) struct Stat {
     pub(crate) state: char,
     pub(crate) parent: u32,
     pub(crate) group: u32,
+    /// It was forked and has not run another program since.
+    pub(crate) is_forked: bool,
 }
 
 /// A descriptor of a process, as far as /proc tells.
@@ -81,6 +86,7 @@ fn parse_stat(stat: &str) -> Option<Stat> {
         state: fields.next()?.chars().next()?,
         parent: fields.next()?.parse().ok()?,
         group: fields.next()?.parse().ok()?,
+        is_forked: fields.nth(3)?.parse::<u64>().ok()? & FORKED != 0,
     })
 }
 
@@ -143,11 +149,17 @@ mod tests {
 
     #[test]
     fn a_name_cannot_shift_the_fields() {
-        let stat = parse_stat("7 (a) R 9 9 (b) D 1 42 42 0 -1").unwrap();
+        let stat = parse_stat("7 (a) R 9 9 (b) D 1 42 42 0 -1 4194624 0").unwrap();
 
         assert_eq!(
             (stat.name.as_str(), stat.state, stat.parent, stat.group),
             ("a) R 9 9 (b", 'D', 1, 42)
+        );
+        assert!(stat.is_forked);
+        assert!(
+            !parse_stat("7 (a) D 1 42 42 0 -1 4194560 0")
+                .unwrap()
+                .is_forked
         );
         assert!(parse_stat("7 (a").is_none());
     }

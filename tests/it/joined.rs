@@ -90,6 +90,9 @@ fn eight_requests_that_list_eight_directories_are_each_joined_to_their_own() {
     let mut edges = report.edges.iter().filter(|it| it.why == "thread");
     assert!(edges.all(|it| it.certainty == "certain"), "{report}");
     assert!(!report.edges.iter().any(|it| it.why == "process"));
+    // The server was started by a program of the same name, and has long been one of its own.
+    let mut callers = ops(&report).filter_map(|op| op.caller.as_ref());
+    assert!(callers.all(|caller| caller.child_of.is_none()));
     drop(gates);
     assert!(posts.into_iter().all(|mut post| post.ended()));
 }

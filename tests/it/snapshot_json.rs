@@ -227,7 +227,12 @@ fn the_names_are_those_that_people_script_against() {
                 },
                 "caller": {
                     "tid": 512, "pid": 512, "comm": "bash", "uid": 0, "state": "S",
-                    "wchan": "request_wait_answer"
+                    "wchan": "request_wait_answer",
+                    "child_of": {"pid": 500, "comm": "make"},
+                    "files": [{
+                        "fd": 17, "path": "/conversation", "closes_on_exec": true,
+                        "is_detached": true
+                    }]
                 },
                 "fuse": {"unique": "18446744073709551615", "inode": "7", "mount": "/mnt/s"}
             })),
