@@ -457,12 +457,8 @@ impl Record {
         change(&mut self.lock().detail);
     }
 
-    /// The op as plain data.
+    /// The op as plain data, its times as of `now`: one that ends meanwhile is told as it was.
     pub(crate) fn describe(&self, now: Stamp, slow: Duration, stuck: Duration) -> LiveOp {
-        let now = match self.ended.load(Relaxed) {
-            0 => now,
-            ended => Stamp(ended),
-        };
         // A copy: nobody who moves the op waits until it is written out.
         let inner = self.lock().clone();
         let since = |stamp: Stamp| millis(now.since(stamp));

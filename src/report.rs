@@ -217,9 +217,13 @@ impl Report {
     #[cfg(any(feature = "debug", feature = "fuse"))]
     pub(crate) fn about_mount(mut self, path: &str) -> Self {
         self.mount = Some(path.to_owned());
-        self.held_up
-            .retain(|held_up| held_up.mount.as_deref().is_none_or(|mount| mount == path));
         self.conclude();
+        // Of those that may be of any mount none is of one where all is well.
+        let is_well = matches!(self.verdict, Verdict::Ok | Verdict::Off);
+        self.held_up.retain(|held_up| match &held_up.mount {
+            Some(mount) => mount == path,
+            None => !is_well,
+        });
         self
     }
 

@@ -150,8 +150,9 @@ impl Tracker {
         live.retain(|record| filter.keeps(&record.kind, now.since(record.begun)));
         live.truncate(filter.most());
 
-        let describe =
-            |record: &Record| record.describe(now, shared.slow_after, shared.stuck_after);
+        let describe_at =
+            |at, record: &Record| record.describe(at, shared.slow_after, shared.stuck_after);
+        let describe = |record: &Record| describe_at(now, record);
         let mut snapshot = Snapshot {
             schema: SCHEMA.to_owned(),
             taken_at: utc_now(),
@@ -165,7 +166,7 @@ impl Tracker {
                 .ended()
                 .iter()
                 .map(|record| EndedOp {
-                    op: describe(record),
+                    op: describe_at(record.ended_at(), record),
                     duration_ms: millis(Duration::from_nanos(record.nanos())),
                     ended_ms: millis(now.since(record.ended_at())),
                     outcome: record.outcome(),

@@ -178,7 +178,7 @@ impl<'a> Text<'a> {
             return;
         }
         self.line("");
-        self.line("Held up in the kernel behind these, with no request of their own");
+        self.line("Held up in the kernel, with no request of their own that is known");
         for held_up in self.report.held_up.iter().take(MOST_LISTED) {
             let name = format!("{}[{}]", held_up.comm, held_up.pid);
             let thread = match held_up.tid == held_up.pid {

@@ -232,10 +232,13 @@ impl Rig {
         inflight(&self.run_dir(), arguments)
     }
 
-    /// What the mount says.
+    /// What the mount says, without the processes of other tests.
     pub(crate) fn report(&self, files: Id) -> Report {
         let text = cat(&Path::new(self.at(files)).join(".diag.json"));
-        serde_json::from_str(&text).unwrap()
+        let mut report: Report = serde_json::from_str(&text).unwrap();
+        let ours: Vec<u32> = self.processes.iter().map(|it| it.child.id()).collect();
+        report.peers.retain(|peer| ours.contains(&peer.process.pid));
+        report
     }
 
     /// Asks until the report is as wanted.
@@ -264,12 +267,10 @@ impl Drop for Rig {
             let Some(connection) = actor.connection else {
                 continue;
             };
-            let file = format!("/sys/fs/fuse/connections/{connection}/abort");
-            // A connection that is gone needs no abort.
-            let _ = fs::OpenOptions::new()
-                .write(true)
-                .open(file)
-                .and_then(|mut file| file.write_all(b"1"));
+            // Of one that has ended the number may be a stranger's by now.
+            if actor.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+                abort(connection);
+            }
             let mut umount = Command::new("umount");
             umount.arg("-l").arg(&actor.at).stderr(Stdio::null());
             if let Ok(mut umount) = umount.spawn() {
@@ -281,6 +282,13 @@ impl Drop for Rig {
             stop(&mut actor.child);
         }
     }
+}
+
+fn abort(connection: u64) {
+    let file = format!("/sys/fs/fuse/connections/{connection}/abort");
+    let file = fs::OpenOptions::new().write(true).open(file);
+    // A connection that is gone needs no abort.
+    let _ = file.and_then(|mut file| file.write_all(b"1"));
 }
 
 impl Caller {
