@@ -725,7 +725,7 @@ mod tests {
     use crate::{
         clock::Stamp,
         id::{OpId, TraceId},
-        snapshot::{Kind, LiveOp},
+        snapshot::{Kind, LiveOp, Outcome},
     };
 
     fn record() -> Record {
@@ -831,6 +831,18 @@ mod tests {
         assert_eq!(trail(&op), [(2.0, "waited for table")]);
         assert_eq!(op.events[0].for_ms, Some(3.0));
         assert!(op.phase.wait.is_none());
+    }
+
+    // Its begin would seem to lie further back, before threads came to it that came later.
+    #[test]
+    fn an_op_that_ends_while_it_is_described_is_told_as_it_was() {
+        let record = record();
+        record.run_on(ms(4), 7);
+        record.end(ms(9), Outcome::Completed);
+
+        let op = at(&record, 5);
+
+        assert_eq!((op.age_ms, op.progress_ms), (5.0, 5.0));
     }
 
     #[test]
