@@ -29,7 +29,8 @@ use inflight::{FutureExt, Op, Tracker, debug};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::api::{Client, Failed, Transcript};
+use crate::api::{Say, Transcript};
+use crate::client::{Client, Failed};
 
 const README: &str = "\
 Conversations as files.
@@ -54,6 +55,8 @@ pub(crate) struct Options {
     pub(crate) inline: bool,
     /// After how long the server's silence is an error.
     pub(crate) timeout: Duration,
+    /// Sent with every request.
+    pub(crate) header: Option<(String, String)>,
 }
 
 /// The file system as it is mounted, and what answers for it beside the mount.
@@ -76,7 +79,8 @@ pub(crate) fn mount(dir: &Path, options: Options, runtime: &Handle) -> io::Resul
     ];
     config.n_threads = Some(options.slots);
     let conversations = Arc::new(Conversations {
-        api: Client::new(&options.server, options.timeout, &tracker).map_err(io::Error::other)?,
+        api: Client::new(&options.server, options.timeout, options.header, &tracker)
+            .map_err(io::Error::other)?,
         cwd: options.cwd,
         tracker: tracker.clone(),
         known: Mutex::default(),
@@ -429,7 +433,14 @@ impl Conversations {
         if let Some(id) = self.server_id(n) {
             return self.api.chat(&id, message).await.map(drop);
         }
-        let begun = self.api.begin(message, &self.cwd).await?;
+        let begun = self
+            .api
+            .begin(Say {
+                message,
+                model: None,
+                cwd: Some(self.cwd.display().to_string()),
+            })
+            .await?;
         if let Some(one) = lock(&self.known).get_mut(n as usize) {
             one.server_id = begun.conversation_id;
         }
@@ -518,8 +529,7 @@ impl Conversations {
                         .messages
                         .get(at as usize)
                         .ok_or_else(|| Failed::new("no such message"))?
-                        .text
-                        .as_str()
+                        .text()
                         .into(),
                     _ => serde_json::to_string_pretty(&*transcript)
                         .map_err(Failed::new)?

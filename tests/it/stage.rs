@@ -203,6 +203,11 @@ impl Daemon {
 }
 
 impl Daemon {
+    /// What it said when it was up.
+    pub(crate) fn line(&self) -> &str {
+        &self.1
+    }
+
     pub(crate) fn end(&mut self) {
         drop(self.0.stdin.take());
         stop(&mut self.0);

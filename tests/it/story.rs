@@ -178,7 +178,7 @@ fn each_of_eight_requests_blocked_in_the_mount_names_the_thread_that_called_it()
     const POSTS: usize = 8;
     let elsewhere = TempDir::new().unwrap();
     let Some(stage) = Stage::set(
-        &["--walk", "repaired", "--gate", "one"],
+        &["--walk", "unlocked", "--gate", "one"],
         &["--cwd", &elsewhere.path().display().to_string()],
     ) else {
         return;

@@ -1,0 +1,111 @@
+//! What the tests of the example share: a server alone, requests to it, and shells that cannot hang a test.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    process::Command,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::stage::{DEADLINE, Daemon, example};
+
+/// A server without a file system.
+pub(crate) struct Server {
+    pub(crate) daemon: Daemon,
+    pub(crate) dir: TempDir,
+}
+
+impl Server {
+    pub(crate) fn start(args: &[&str]) -> Self {
+        let dir = TempDir::with_prefix("inflight-").unwrap();
+        let mut command = Command::new(example());
+        command.arg("serve").args(args).arg("--stop-at-eof");
+        let daemon = Daemon::start(dir.path(), &mut command);
+        Self { daemon, dir }
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        self.daemon.line().strip_prefix("serving http://").unwrap()
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        request(self.address(), "GET", path, &[], "")
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &str) -> Answer {
+        post(self.address(), path, body)
+    }
+
+    /// Begins a conversation in a directory where nothing is.
+    pub(crate) fn begin(&self, message: &str) -> String {
+        let cwd = self.dir.path().display().to_string();
+        let say = serde_json::json!({"message": message, "cwd": cwd});
+        let answer = self.post("/api/conversations/new", &say.to_string());
+        assert_eq!(answer.status, 201, "{answer:?}");
+        answer.json()["conversation_id"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+
+    /// Status and body, for comparing.
+    pub(crate) fn said(&self) -> (u16, &str) {
+        (self.status, self.body.as_str())
+    }
+}
+
+pub(crate) fn post(address: &str, path: &str, body: &str) -> Answer {
+    request(address, "POST", path, &["X-Shelley-Request: 1"], body)
+}
+
+pub(crate) fn request(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[&str],
+    body: &str,
+) -> Answer {
+    let mut stream = sent(address, method, path, headers, body);
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    Answer {
+        status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+        head: head.to_owned(),
+        body: body.to_owned(),
+    }
+}
+
+/// A request on its way: the answer is still to be read.
+pub(crate) fn sent(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[&str],
+    body: &str,
+) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut head = format!("{method} {path} HTTP/1.0\r\nHost: x\r\n");
+    for header in headers {
+        head += &format!("{header}\r\n");
+    }
+    head += &format!("Content-Length: {}\r\n\r\n", body.len());
+    stream.write_all((head + body).as_bytes()).unwrap();
+    stream
+}
