@@ -18,7 +18,6 @@ use crate::api::{Conversation, Model, REQUEST_HEADER, Say, Status, Transcript};
 #[derive(Clone, Debug)]
 pub(crate) struct Failed {
     why: String,
-    #[allow(dead_code)]
     /// The server answered, and does not know what was asked for.
     pub(crate) not_found: bool,
 }
@@ -57,7 +56,6 @@ pub(crate) struct Client {
     tracker: Tracker,
 }
 
-#[allow(dead_code)]
 impl Client {
     /// Every request ends within `timeout`, so that a hang does too, and carries `header`.
     pub(crate) fn new(

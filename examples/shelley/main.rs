@@ -11,14 +11,21 @@ mod api;
 mod args;
 mod careful;
 mod client;
+mod content;
 mod daemon;
+mod fetch;
+mod files;
 mod fs;
 mod gate;
+mod known;
+mod lookup;
 mod model;
+mod node;
 mod server;
 mod store;
 mod story;
 mod stream;
+mod tree;
 mod walk;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -33,7 +40,7 @@ usage: shelley [--only PART] [--keep]   tells the story, or a part of it: normal
        shelley serve [--listen 127.0.0.1:0] [--walk naive|unlocked|repaired] [--walk-deadline 5]
                      [--threads 4] [--require-header NAME] [--no-inflight]
                      [--gate POINT=SOCKET]..    POINT is `locked`, `list`, `one`, `chat` or `dir`
-       shelley mount DIR --server URL [--cwd DIR] [--header NAME=VALUE] [--slots 1] [--inline]
+       shelley mount DIR --server URL [--cwd DIR] [--header NAME=VALUE] [--slots 1] [--inline] [--fresh]
                      [--http-timeout 120]
        both: [--ready-fd N] writes READY there; [--stop-at-eof] ends when stdin does
 ";
@@ -101,6 +108,7 @@ fn mount(mut args: Args) -> Result<(), String> {
     let cwd: Option<PathBuf> = args.parsed("--cwd")?;
     let slots: usize = args.parsed("--slots")?.unwrap_or(1);
     let inline = args.flag("--inline");
+    let fresh = args.flag("--fresh");
     let timeout = args.seconds("--http-timeout")?.unwrap_or(HTTP_TIMEOUT);
     let header = args.value("--header")?;
     let header = header
@@ -126,6 +134,7 @@ fn mount(mut args: Args) -> Result<(), String> {
         cwd,
         slots,
         inline,
+        fresh,
         timeout,
         header,
     };

@@ -131,11 +131,15 @@ impl Server {
             store.say(id, "user", &model::text(message));
             store.begin_turn(id, |turn| {
                 let answer = async move {
+                    if let Some(before) = turn.before {
+                        let _ = before.await;
+                    }
                     tokio::time::sleep(reply.after).await;
                     server.change(|store| {
                         store.say(&of_turn, reply.kind, &reply.content);
-                        store.end_turn(&of_turn, turn);
+                        store.end_turn(&of_turn, turn.number);
                     });
+                    drop(turn.done);
                 };
                 tokio::spawn(answer).abort_handle()
             });

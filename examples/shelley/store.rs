@@ -5,6 +5,7 @@ use std::{
     hash::{BuildHasher, Hasher},
 };
 
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use crate::api::{Conversation, Message, Transcript};
@@ -22,6 +23,19 @@ struct Row {
     /// What the model is at; it is working as long as there is one.
     turns: Vec<(u64, AbortHandle)>,
     next_turn: u64,
+    /// Gone when the latest turn is.
+    latest: Option<oneshot::Receiver<()>>,
+}
+
+/// One thing that the model is to answer.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    /// To end it by.
+    pub(crate) number: u64,
+    /// Ends when it is this turn's time.
+    pub(crate) before: Option<oneshot::Receiver<()>>,
+    /// To be dropped at its end.
+    pub(crate) done: oneshot::Sender<()>,
 }
 
 /// What to list.
@@ -60,6 +74,7 @@ impl Store {
             },
             turns: Vec::new(),
             next_turn: 0,
+            latest: None,
         });
         id
     }
@@ -120,12 +135,17 @@ impl Store {
         });
     }
 
-    /// Notes that the model is at work; `start` gets the number of the turn, to end it by.
-    pub(crate) fn begin_turn(&mut self, id: &str, start: impl FnOnce(u64) -> AbortHandle) {
+    /// Notes that the model is at work; one turn comes after the other.
+    pub(crate) fn begin_turn(&mut self, id: &str, start: impl FnOnce(Turn) -> AbortHandle) {
         if let Some(row) = self.row_mut(id) {
-            let turn = row.next_turn;
+            let (done, latest) = oneshot::channel();
+            let turn = Turn {
+                number: row.next_turn,
+                before: row.latest.replace(latest),
+                done,
+            };
             row.next_turn += 1;
-            row.turns.push((turn, start(turn)));
+            row.turns.push((turn.number, start(turn)));
         }
     }
 

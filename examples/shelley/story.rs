@@ -141,7 +141,7 @@ async fn go_well(stage: &mut Stage) -> Result<(), Trouble> {
         begun.elapsed().as_millis(),
         said(status)
     );
-    let reply = conversation.join("messages/002-agent.md");
+    let reply = conversation.join("messages/last/1/0/content.md");
     println!("  $ cat {}", reply.display());
     println!("  {}", stage.output("cat", &[reply]).await?.trim());
     let report = stage.diag().await?;

@@ -19,6 +19,8 @@ mod mounted;
 mod program;
 mod report;
 mod resource;
+mod shelley_errors;
+mod shelley_files;
 mod shelley_server;
 mod shelley_tools;
 mod shelley_walk;

@@ -150,6 +150,7 @@ fn the_predictable_model_says_what_is_documented() {
 fn a_chat_goes_on_with_a_conversation_and_is_not_found_without_one() {
     let server = Server::start(&[]);
     let id = server.begin("hello");
+    settled(&server, &id);
     let chat = |id: &str, body: &str| server.post(&format!("/api/conversation/{id}/chat"), body);
 
     let answer = chat(&id, r#"{"message":"echo: more"}"#);
@@ -157,11 +158,29 @@ fn a_chat_goes_on_with_a_conversation_and_is_not_found_without_one() {
     assert_eq!(answer.said(), (202, r#"{"status":"accepted"}"#));
     let transcript = until(|| Some(one(&server, &id)).filter(|it| types(it).len() == 5));
     assert_eq!(text(&transcript, 4), "more");
+    assert_eq!(types(&transcript)[3..], ["user", "agent"]);
     assert_eq!(chat(&id, "{}").said(), (400, "Message is required"));
     assert_eq!(
         chat("cNONE", r#"{"message":"x"}"#).said(),
         (404, "Conversation not found")
     );
+}
+
+#[test]
+fn what_is_said_meanwhile_is_answered_in_its_turn() {
+    let server = Server::start(&[]);
+    let id = server.begin("delay: 0.2");
+    let chat = format!("/api/conversation/{id}/chat");
+
+    server.post(&chat, r#"{"message":"echo: second"}"#);
+
+    let transcript = settled(&server, &id);
+    assert_eq!(
+        types(&transcript),
+        ["system", "user", "user", "agent", "agent"]
+    );
+    assert_eq!(text(&transcript, 3), "Delayed for 0.2 seconds");
+    assert_eq!(text(&transcript, 4), "second");
 }
 
 #[test]

@@ -3,13 +3,14 @@
 use std::{
     io::{Read, Write},
     net::TcpStream,
-    process::Command,
+    path::Path,
+    process::{Command, Stdio},
 };
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::stage::{DEADLINE, Daemon, example};
+use crate::stage::{DEADLINE, Daemon, example, output};
 
 /// A server without a file system.
 pub(crate) struct Server {
@@ -108,4 +109,20 @@ pub(crate) fn sent(
     head += &format!("Content-Length: {}\r\n\r\n", body.len());
     stream.write_all((head + body).as_bytes()).unwrap();
     stream
+}
+
+/// What a shell said, and how it ended; `$mnt` is the mount.
+pub(crate) fn sh(mnt: &Path, script: &str) -> (i32, String) {
+    let shell = Command::new("sh")
+        .args(["-c", script])
+        .env("mnt", mnt)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = output(shell, DEADLINE);
+    let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
+    said += &String::from_utf8_lossy(&output.stderr);
+    (output.status.code().unwrap_or(-1), said)
 }

@@ -1,0 +1,1 @@
+//! What the file system of the example says when its server fails it.

@@ -1,0 +1,450 @@
+//! Every file of the example's file system, as a shell sees it over the running server.
+
+use std::path::Path;
+
+use crate::shelley_tools::{post, request, sh};
+use crate::stage::{Stage, until};
+
+/// The kernel keeps nothing, so that each step asks.
+fn stage() -> Option<Stage> {
+    Stage::set(&[], &["--fresh", "--cwd", "/proc/self/fdinfo"])
+}
+
+/// What a script says that ends well.
+fn said(mnt: &Path, script: &str) -> String {
+    let (code, said) = sh(mnt, script);
+    assert_eq!(code, 0, "{script}: {said}");
+    said
+}
+
+/// What a script says that does not.
+fn refused(mnt: &Path, script: &str) -> String {
+    let (code, said) = sh(mnt, script);
+    assert_ne!(code, 0, "{script}: {said}");
+    said
+}
+
+fn clone(mnt: &Path) -> String {
+    said(mnt, "cat $mnt/model/predictable/new/clone")
+        .trim()
+        .to_owned()
+}
+
+/// A conversation that was begun and that has its reply.
+fn begun(mnt: &Path, message: &str) -> String {
+    let id = clone(mnt);
+    said(
+        mnt,
+        &format!("echo '{message}' > $mnt/conversation/{id}/send"),
+    );
+    settle(mnt, &id);
+    id
+}
+
+fn settle(mnt: &Path, id: &str) {
+    until(|| {
+        let (code, _) = sh(mnt, &format!("test -e $mnt/conversation/{id}/working"));
+        (code == 1).then_some(())
+    });
+}
+
+#[test]
+fn the_root_says_how_it_is_used() {
+    let Some(stage) = stage() else { return };
+    let mnt = &stage.mnt();
+
+    assert_eq!(
+        said(mnt, "ls $mnt"),
+        "README.md\nconversation\nmodel\nnew\n"
+    );
+    assert!(said(mnt, "cat $mnt/README.md").starts_with("Conversations as files.\n"));
+    assert_eq!(said(mnt, "readlink $mnt/new"), "model/default/new\n");
+    assert!(refused(mnt, "cat $mnt/nothing").contains("No such file"));
+    assert!(refused(mnt, "echo x > $mnt/README.md").contains("Permission denied"));
+    assert!(refused(mnt, "echo x > $mnt/other").contains("Permission denied"));
+}
+
+#[test]
+fn the_models_are_those_of_the_server() {
+    let Some(stage) = stage() else { return };
+    let mnt = &stage.mnt();
+
+    assert_eq!(said(mnt, "ls $mnt/model"), "default\npredictable\n");
+    assert_eq!(said(mnt, "readlink $mnt/model/default"), "predictable\n");
+    assert_eq!(said(mnt, "ls $mnt/model/predictable"), "id\nnew\nready\n");
+    assert_eq!(said(mnt, "cat $mnt/model/default/id"), "predictable\n");
+    assert_eq!(said(mnt, "cat $mnt/model/default/ready"), "");
+    assert_eq!(said(mnt, "ls $mnt/new"), "clone\nstart\n");
+    assert!(refused(mnt, "ls $mnt/model/gpt").contains("No such file"));
+}
+
+#[test]
+fn each_open_of_clone_is_another_conversation() {
+    let Some(stage) = stage() else { return };
+    let mnt = &stage.mnt();
+
+    let (one, other) = (clone(mnt), clone(mnt));
+
+    for id in [&one, &other] {
+        assert!(
+            id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit()),
+            "{id}"
+        );
+        let conversation = format!("$mnt/conversation/{id}");
+        assert_eq!(
+            said(mnt, &format!("cat {conversation}/fuse_id")),
+            format!("{id}\n")
+        );
+        assert_eq!(
+            said(mnt, &format!("cat {conversation}/ctl")),
+            "model=predictable\n"
+        );
+        assert_eq!(
+            said(mnt, &format!("ls {conversation}")),
+            "ctl\nfuse_id\nmessages\nmodel\nsend\n"
+        );
+        assert_eq!(
+            said(mnt, &format!("ls {conversation}/messages")),
+            "all.json\nall.md\ncount\nlast\n"
+        );
+    }
+    assert_ne!(one, other);
+    assert_eq!(
+        said(mnt, "ls $mnt/conversation"),
+        "last\n",
+        "nobody was told of them"
+    );
+}
+
+#[test]
+fn ctl_takes_a_model_and_a_directory_until_something_is_sent() {
+    let Some(stage) = stage() else { return };
+    let mnt = &stage.mnt();
+    let id = clone(mnt);
+    let of = format!("$mnt/conversation/{id}");
+    let ctl = format!("{of}/ctl");
+    let mode = format!("stat -c %a {ctl}");
+
+    assert_eq!(said(mnt, &mode), "644\n");
+    for bad in ["model=gpt", "cwd=relative", "colour=red", "predictable"] {
+        assert!(
+            refused(mnt, &format!("echo {bad} | tee {ctl}")).contains("Invalid argument"),
+            "{bad}"
+        );
+    }
+    said(
+        mnt,
+        &format!("echo model=predictable cwd=/proc/self > {ctl}"),
+    );
+    assert_eq!(
+        said(mnt, &format!("cat {ctl}")),
+        "model=predictable cwd=/proc/self\n"
+    );
+    assert_eq!(said(mnt, &format!("readlink {of}/cwd")), "/proc/self\n");
+    assert_eq!(
+        said(mnt, &format!("readlink {of}/model")),
+        "../../model/predictable\n"
+    );
+
+    said(
+        mnt,
+        &format!("echo cwd=/proc/self/fdinfo > {ctl}; echo hello > {of}/send"),
+    );
+
+    assert_eq!(said(mnt, &mode), "444\n");
+    assert!(refused(mnt, &format!("echo cwd=/tmp > {ctl}")).contains("Read-only file system"));
+    let server_id = said(mnt, &format!("cat {of}/id"));
+    let one = request(
+        stage.address(),
+        "GET",
+        &format!("/api/conversation/{}", server_id.trim()),
+        &[],
+        "",
+    );
+    assert_eq!(one.json()["conversation"]["cwd"], "/proc/self/fdinfo");
+}
+
+#[test]
+fn what_was_not_sent_yet_has_nothing_that_the_server_would_know() {
+    let Some(stage) = stage() else { return };
+    let mnt = &stage.mnt();
+    let id = clone(mnt);
+
+    for file in [
+        "created",
+        "id",
+        "slug",
+        "created_at",
+        "updated_at",
+        "archived",
+        "working",
+        "cancel",
+        "messages/count",
+        "messages/all.md",
+        "messages/all.json",
+        "messages/000-system",
+        "messages/last/1/0",
+    ] {
+        let said = refused(mnt, &format!("cat $mnt/conversation/{id}/{file}"));
+        assert!(said.contains("No such file"), "{file}: {said}");
+    }
+    assert!(
+        refused(mnt, &format!("touch $mnt/conversation/{id}/archived")).contains("No such file")
+    );
+    assert!(
+        refused(mnt, &format!("cat $mnt/conversation/{id}/send")).contains("Permission denied")
+    );
+}
+
+#[test]
+fn a_conversation_that_was_begun_shows_what_the_server_knows() {
+    let Some(stage) = stage() else { return };
+    let mnt = &stage.mnt();
+    let id = begun(mnt, "echo: Good day");
+    let of = |file: &str| said(mnt, &format!("cat $mnt/conversation/{id}/{file}"));
+
+    let server_id = of("id").trim().to_owned();
+
+    assert!(server_id.starts_with('c'), "{server_id}");
+    let slug = until(|| {
+        sh(mnt, &format!("cat $mnt/conversation/{id}/slug"))
+            .1
+            .strip_suffix('\n')
+            .map(str::to_owned)
+            .filter(|slug| !slug.contains(' '))
+    });
+    assert_eq!(slug, "echo-good-day");
+    assert_eq!(of("created"), "");
+    let row = request(
+        stage.address(),
+        "GET",
+        &format!("/api/conversation/{server_id}"),
+        &[],
+        "",
+    )
+    .json();
+    for time in ["created_at", "updated_at"] {
+        assert_eq!(row["conversation"][time], of(time).trim());
+    }
+    let listed = said(mnt, "ls $mnt/conversation");
+    let mut names = [&*id, &*server_id, "last", &*slug];
+    names.sort_unstable();
+    let mut listed: Vec<&str> = listed.lines().collect();
+    listed.sort_unstable();
+    assert_eq!(listed, names);
+    for link in [&*server_id, &*slug] {
+        assert_eq!(
+            said(mnt, &format!("readlink $mnt/conversation/{link}")),
+            format!("{id}\n")
+        );
+    }
+    assert_eq!(
+        said(mnt, "readlink $mnt/conversation/last/1"),
+        format!("../{id}\n")
+    );
+    assert!(refused(mnt, "readlink $mnt/conversation/last/2").is_empty());
+}
+
+#[test]
+fn the_messages_are_directories_that_say_all_of_them() {
+    let Some(stage) = stage() else { return };
+    let mnt = &stage.mnt();
+    let id = begun(mnt, "hello");
+    let of = |file: &str| said(mnt, &format!("cat $mnt/conversation/{id}/messages/{file}"));
+    let list = |dir: &str| said(mnt, &format!("ls $mnt/conversation/{id}/messages/{dir}"));
+
+    assert_eq!(
+        list(""),
+        "000-system\n001-user\n002-agent\nall.json\nall.md\ncount\nlast\n"
+    );
+    assert_eq!(
+        list("001-user"),
+        "content.md\nconversation_id\ncreated_at\nllm_data\nmessage_id\nsequence_id\ntype\n"
+    );
+    assert!(list("002-agent").ends_with("type\nusage_data\n"));
+    assert_eq!(of("count"), "3\n");
+    assert_eq!(
+        (of("001-user/content.md"), of("001-user/type")),
+        ("hello\n".into(), "user\n".into())
+    );
+    assert_eq!(
+        (of("001-user/sequence_id"), of("002-agent/content.md")),
+        ("2\n".into(), "Well, hi there!".into())
+    );
+    assert_eq!(
+        of("002-agent/message_id").trim().rsplit('-').next(),
+        Some("3")
+    );
+    let server_id = said(mnt, &format!("cat $mnt/conversation/{id}/id"));
+    assert_eq!(of("002-agent/conversation_id"), server_id);
+    assert!(of("002-agent/created_at").ends_with("Z\n"));
+    assert_eq!(list("002-agent/llm_data"), "Content\nEndOfTurn\nRole\n");
+    assert_eq!(of("002-agent/llm_data/Content/0/Text"), "Well, hi there!");
+    assert_eq!(of("002-agent/usage_data/input_tokens"), "0\n");
+    assert!(of("all.md").ends_with("## 001-user\n\nhello\n\n## 002-agent\n\nWell, hi there!\n\n"));
+    assert!(of("all.json").contains("\"conversation_id\""));
+    for none in [
+        "003-agent",
+        "002-user",
+        "2-agent",
+        "002-agent/llm_data/Content/1",
+    ] {
+        let said = refused(mnt, &format!("ls $mnt/conversation/{id}/messages/{none}"));
+        assert!(said.contains("No such file"), "{said}");
+    }
+}
+
+#[test]
+fn the_last_messages_are_links_in_the_order_they_were_said() {
+    let Some(stage) = stage() else { return };
+    let mnt = &stage.mnt();
+    let id = begun(mnt, "hello");
+    let last = format!("$mnt/conversation/{id}/messages/last");
+
+    assert_eq!(said(mnt, &format!("ls {last}/2")), "0\n1\n");
+    assert_eq!(
+        said(mnt, &format!("readlink {last}/2/0 {last}/2/1")),
+        "../../001-user\n../../002-agent\n"
+    );
+    assert_eq!(
+        said(mnt, &format!("cat {last}/1/0/content.md")),
+        "Well, hi there!"
+    );
+    assert_eq!(said(mnt, &format!("ls {last}/99")), "0\n1\n2\n");
+    for none in ["0", "x", "2/2", "99/3"] {
+        assert!(
+            refused(mnt, &format!("ls {last}/{none}")).contains("No such file"),
+            "{none}"
+        );
+    }
+}
+
+#[test]
+fn archived_is_a_file_that_is_touched_and_removed() {
+    let Some(stage) = stage() else { return };
+    let mnt = &stage.mnt();
+    let id = begun(mnt, "hello");
+    let archived = format!("$mnt/conversation/{id}/archived");
+    let count = || {
+        let list = request(
+            stage.address(),
+            "GET",
+            "/api/conversations/archived",
+            &[],
+            "",
+        )
+        .json();
+        list.as_array().unwrap().len()
+    };
+
+    refused(mnt, &format!("test -e {archived}"));
+    said(
+        mnt,
+        &format!("touch {archived} && test -e {archived} && touch {archived}"),
+    );
+    assert_eq!(count(), 1);
+    assert_eq!(said(mnt, "ls $mnt/conversation"), "last\n", "it is hidden");
+    assert_eq!(
+        said(mnt, &format!("cat $mnt/conversation/{id}/messages/count")),
+        "3\n"
+    );
+    said(mnt, &format!("rm {archived}"));
+    refused(mnt, &format!("test -e {archived}"));
+    assert_eq!(count(), 0);
+    assert!(refused(mnt, &format!("rm $mnt/conversation/{id}/send")).contains("Permission denied"));
+}
+
+#[test]
+fn a_directory_that_is_removed_is_a_conversation_that_is_deleted() {
+    let Some(stage) = stage() else { return };
+    let mnt = &stage.mnt();
+    let (id, unsent) = (begun(mnt, "hello"), clone(mnt));
+
+    said(
+        mnt,
+        &format!("rmdir $mnt/conversation/{id} $mnt/conversation/{unsent}"),
+    );
+
+    let list = request(stage.address(), "GET", "/api/conversations", &[], "").json();
+    assert_eq!(list.as_array().unwrap().len(), 0);
+    assert_eq!(said(mnt, "ls $mnt/conversation"), "last\n");
+    assert!(refused(mnt, "rmdir $mnt/conversation/last").contains("Permission denied"));
+}
+
+#[test]
+fn what_works_is_shown_and_can_be_cancelled() {
+    let Some(stage) = stage() else { return };
+    let mnt = &stage.mnt();
+    let id = clone(mnt);
+    let of = format!("$mnt/conversation/{id}");
+
+    said(
+        mnt,
+        &format!("echo 'delay: 3600' > {of}/send && test -e {of}/working"),
+    );
+    assert!(said(mnt, &format!("ls {of}")).contains("cancel\n"));
+    said(mnt, &format!("echo > {of}/cancel"));
+
+    refused(mnt, &format!("test -e {of}/working"));
+    refused(mnt, &format!("test -e {of}/cancel"));
+    assert_eq!(
+        said(mnt, &format!("cat {of}/messages/last/1/0/content.md")),
+        "[Operation cancelled]"
+    );
+}
+
+#[test]
+fn start_says_stdin_in_a_new_conversation_and_prints_its_id() {
+    let Some(stage) = stage() else { return };
+    let mnt = &stage.mnt();
+
+    let id = said(mnt, "cd /proc/self/fdinfo && echo hello | $mnt/new/start");
+
+    let id = id.trim();
+    settle(mnt, id);
+    let reply = said(
+        mnt,
+        &format!("cat $mnt/conversation/{id}/messages/last/1/0/content.md"),
+    );
+    assert_eq!(reply, "Well, hi there!");
+    assert!(said(mnt, &format!("readlink $mnt/conversation/{id}/cwd")).ends_with("/fdinfo\n"));
+}
+
+#[test]
+fn what_others_begin_on_the_server_is_found_by_list_id_and_slug() {
+    let Some(stage) = stage() else { return };
+    let mnt = &stage.mnt();
+    let say = r#"{"message":"echo: elsewhere","cwd":"/proc/self/fdinfo"}"#;
+    let new = post(stage.address(), "/api/conversations/new", say).json();
+    let server_id = new["conversation_id"].as_str().unwrap();
+    let path = format!("/api/conversation/{server_id}");
+    until(|| {
+        request(stage.address(), "GET", &path, &[], "").json()["conversation"]["slug"]
+            .as_str()
+            .map(drop)
+    });
+
+    let by_slug = said(mnt, "readlink $mnt/conversation/echo-elsewhere");
+    let by_id = said(mnt, &format!("readlink $mnt/conversation/{server_id}"));
+
+    assert_eq!(by_slug, by_id);
+    assert_eq!(
+        said(mnt, &format!("cat $mnt/conversation/{server_id}/id")),
+        format!("{server_id}\n")
+    );
+    assert!(said(mnt, "ls $mnt/conversation").contains(by_id.trim()));
+    assert!(refused(mnt, "ls $mnt/conversation/no-such-slug").contains("No such file"));
+}
+
+#[test]
+fn a_required_header_is_sent() {
+    let server = ["--require-header", "X-Exedev-Userid"];
+    let Some(stage) = Stage::set(&server, &["--fresh", "--header", "X-Exedev-Userid=7"]) else {
+        return;
+    };
+
+    assert_eq!(
+        said(&stage.mnt(), "ls $mnt/model"),
+        "default\npredictable\n"
+    );
+}
