@@ -79,15 +79,11 @@ impl Stage {
 
         let server = server(dir.path(), &socket);
         let mut args = vec!["mount".to_owned(), mnt.display().to_string()];
-        args.extend(
-            [
-                "--http-timeout",
-                "8",
-                "--server",
-                server.1.strip_prefix("serving ").unwrap(),
-            ]
-            .map(str::to_owned),
-        );
+        let url = server.1.strip_prefix("serving ").unwrap();
+        args.extend(["--server", url].map(str::to_owned));
+        if !mount.contains(&"--http-timeout") {
+            args.extend(["--http-timeout", "8"].map(str::to_owned));
+        }
         args.extend(mount.iter().map(|arg| (*arg).to_owned()));
         args.push("--stop-at-eof".to_owned());
         let mount = Daemon::start(dir.path(), Command::new(example()).args(args));
