@@ -224,6 +224,9 @@ impl Files {
         for row in &archived {
             self.known.adopt(row);
         }
+        let both = || listed.iter().chain(&archived);
+        self.known
+            .only(|id| both().any(|row| row.conversation_id == id));
         let is_archived = |row: &Conversation| {
             archived
                 .iter()

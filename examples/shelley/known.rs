@@ -102,16 +102,25 @@ impl Known {
             });
             all.len() as u32 - 1
         });
+        name_only(&mut all, n, listed.slug.as_ref());
         let one = &mut all[n as usize];
-        one.slug.clone_from(&listed.slug);
         one.model = listed.model.clone().or(one.model.take());
         one.cwd = listed.cwd.clone().or(one.cwd.take());
         (n, one.name.clone())
     }
 
+    /// Forgets the slugs of those that the server has no more.
+    pub(crate) fn only(&self, is_listed: impl Fn(&str) -> bool) {
+        for one in self.lock().iter_mut() {
+            if !one.server_id.as_deref().is_some_and(&is_listed) {
+                one.slug = None;
+            }
+        }
+    }
+
     pub(crate) fn learn(&self, n: u32, transcript: &Transcript) {
+        name_only(&mut self.lock(), n, transcript.conversation.slug.as_ref());
         self.change(n, |one| {
-            one.slug.clone_from(&transcript.conversation.slug);
             one.model = transcript.conversation.model.clone().or(one.model.take());
             let new = transcript.messages.iter().skip(one.messages.len());
             one.messages.extend(new.cloned().map(Arc::new));
@@ -126,6 +135,17 @@ impl Known {
     // Never held while something is waited for.
     fn lock(&self) -> MutexGuard<'_, Vec<One>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A slug is one conversation's: whoever had it before was deleted or renamed.
+fn name_only(all: &mut [One], n: u32, slug: Option<&String>) {
+    for (at, one) in all.iter_mut().enumerate() {
+        if at == n as usize {
+            one.slug = slug.cloned();
+        } else if one.slug.as_ref() == slug {
+            one.slug = None;
+        }
     }
 }
 

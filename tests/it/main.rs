@@ -21,6 +21,7 @@ mod report;
 mod resource;
 mod shelley_errors;
 mod shelley_files;
+mod shelley_flow;
 mod shelley_server;
 mod shelley_tools;
 mod shelley_walk;

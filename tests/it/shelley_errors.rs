@@ -17,14 +17,13 @@ const SAY: &str = "echo hello | tee $mnt/conversation/1b9b/send";
 
 /// What the last ended op of this name says went wrong.
 fn failure(stage: &Stage, kind: Kind, name: &str) -> String {
-    let mount = stage.snapshot(&stage.mount);
-    let mut ended = mount
-        .recent
-        .iter()
-        .filter(|it| it.op.kind == kind && it.op.name == name);
-    let failed = ended.find(|it| it.op.error.is_some());
-    let failed = failed.unwrap_or_else(|| panic!("{name} did not fail: {:?}", mount.recent));
-    failed.op.error.clone().unwrap_or_default()
+    // An op ends a moment after its answer was sent.
+    until(|| {
+        let mount = stage.snapshot(&stage.mount);
+        let ended = mount.recent.into_iter().map(|it| it.op);
+        let mut named = ended.filter(|op| op.kind == kind && op.name == name);
+        named.find_map(|op| op.error)
+    })
 }
 
 /// The file system answers what needs no server, and no op is left.

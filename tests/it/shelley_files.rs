@@ -372,6 +372,37 @@ fn a_directory_that_is_removed_is_a_conversation_that_is_deleted() {
 }
 
 #[test]
+fn a_slug_leads_to_who_has_it_now() {
+    let Some(stage) = stage() else { return };
+    let mnt = &stage.mnt();
+    let slug = "$mnt/conversation/echo-same";
+    let named = |id: &str| {
+        until(|| (sh(mnt, &format!("test -e $mnt/conversation/{id}/slug")).0 == 0).then_some(()));
+        said(
+            mnt,
+            &format!("cat $mnt/conversation/{id}/slug; readlink {slug}"),
+        )
+    };
+    let delete = |id: &str| {
+        let id = said(mnt, &format!("cat $mnt/conversation/{id}/id"));
+        post(
+            stage.address(),
+            &format!("/api/conversation/{}/delete", id.trim()),
+            "",
+        );
+    };
+
+    let first = begun(mnt, "echo: same");
+    assert_eq!(named(&first), format!("echo-same\n{first}\n"));
+    delete(&first);
+    let second = begun(mnt, "echo: same");
+    assert_eq!(named(&second), format!("echo-same\n{second}\n"));
+    delete(&second);
+    said(mnt, "ls $mnt/conversation");
+    refused(mnt, &format!("readlink {slug}"));
+}
+
+#[test]
 fn what_works_is_shown_and_can_be_cancelled() {
     let Some(stage) = stage() else { return };
     let mnt = &stage.mnt();
