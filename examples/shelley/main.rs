@@ -20,8 +20,10 @@ mod gate;
 mod known;
 mod lookup;
 mod model;
+mod needs;
 mod node;
 mod server;
+mod stage;
 mod store;
 mod story;
 mod stream;
@@ -53,9 +55,9 @@ const WALK_DEADLINE: Duration = Duration::from_secs(5);
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let ran = match args.first().map(String::as_str) {
-        None => return story::tell(),
         Some("serve") => serve(Args(args[1..].to_vec())),
         Some("mount") => mount(Args(args[1..].to_vec())),
+        None | Some("--only" | "--keep") => return story::tell(Args(args)),
         Some("-h" | "--help") => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;
