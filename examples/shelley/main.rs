@@ -1,9 +1,22 @@
-//! The founding system, small: an HTTP server that keeps conversations, a file system over it, and the story of their hang.
+//! The founding system: an HTTP server that keeps conversations, a file system over it, and the story of their hang.
 //!
 //! ```text
 //! cargo run --example shelley                              tells the story, leaves nothing behind
+//! cargo run --example shelley -- --only hang --keep        a part of it, kept until Enter
 //! cargo run --example shelley -- serve [options]           the server alone
 //! cargo run --example shelley -- mount DIR --server URL    the file system alone
+//! ```
+//!
+//! It is a user of `inflight` like any other, and a crate of its own where these files are its `src/` and its dependencies
+//! are `inflight` (feature `full`), axum, futures-util, jiff, reqwest (`json`), rustix (`fs`, `process`), serde (`derive`),
+//! `serde_json`, tempfile and tokio (`full`). What happens where:
+//!
+//! ```text
+//! server.rs  the endpoints            fs.rs      the callbacks        story.rs  what is told
+//! store.rs   the conversations        tree.rs    inodes, open files   stage.rs  the processes it is played with
+//! model.rs   what is answered         lookup.rs  which names there are
+//! walk.rs    the search as it was     content.rs what files hold      fetch.rs  one request for all who wait
+//! careful.rs and repaired             files.rs   what is asked for    client.rs how
 //! ```
 #![allow(clippy::print_stdout, reason = "a program that talks to a person")]
 

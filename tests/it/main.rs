@@ -22,6 +22,7 @@ mod resource;
 mod shelley_errors;
 mod shelley_files;
 mod shelley_flow;
+mod shelley_messages;
 mod shelley_server;
 mod shelley_tools;
 mod shelley_walk;

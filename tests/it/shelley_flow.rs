@@ -3,6 +3,7 @@
 use std::{
     fs,
     process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
     thread,
     time::Duration,
 };
@@ -53,9 +54,13 @@ echo done
 
 /// Runs the flow: its exit code, and what it and `inflight run` said.
 fn flow(stage: &Stage, most: &str) -> (i32, String) {
+    inflight(stage, &["run", "-t", most, "--", "sh", "-c", FLOW])
+}
+
+fn inflight(stage: &Stage, args: &[&str]) -> (i32, String) {
     let above = stage.mnt().parent().unwrap().to_owned();
     let run = Command::new(env!("CARGO_BIN_EXE_inflight"))
-        .args(["run", "-t", most, "--", "sh", "-c", FLOW])
+        .args(args)
         .env("mnt", stage.mnt())
         .env("cwd", &above)
         .env("url", format!("http://{}", stage.address()))
@@ -95,6 +100,10 @@ fn in_pairs(pairs: usize, each: usize, walk: &str, timeout: &str, check: impl Fn
     });
 }
 
+fn is_proof(said: &str) -> bool {
+    said.lines().any(|line| line.starts_with("DEADLOCK for "))
+}
+
 fn is_left(mnt: &str) -> bool {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let commands = processes.filter_map(|it| fs::read(it.path().join("environ")).ok());
@@ -106,11 +115,19 @@ fn is_left(mnt: &str) -> bool {
 
 #[test]
 fn with_the_naive_server_each_of_a_hundred_hangs_is_diagnosed_and_none_is_left() {
-    in_pairs(10, 10, "naive", "4", |stage| {
-        let (code, said) = flow(stage, "2500ms");
+    let at_once = AtomicUsize::new(0);
+    in_pairs(10, 10, "naive", "5", |stage| {
+        let (code, mut said) = flow(stage, "2500ms");
 
         assert_eq!(code, 124, "{said}");
-        assert!(said.contains("\nDEADLOCK for "), "{said}");
+        if is_proof(&said) {
+            at_once.fetch_add(1, SeqCst);
+        }
+        // Ten reports at once may be more than this machine answers in 300 ms: then it says so, and the hang still stands.
+        while !is_proof(&said) {
+            assert!(said.contains("did not answer within 300 ms"), "{said}");
+            said = inflight(stage, &[]).1;
+        }
         for member in [
             format!("shelley[{}] ", stage.server.0.id()),
             format!("shelley-fuse[{}] ", stage.mount.0.id()),
@@ -125,6 +142,10 @@ fn with_the_naive_server_each_of_a_hundred_hangs_is_diagnosed_and_none_is_left()
         let mnt = stage.mnt().display().to_string();
         until(|| (!is_left(&mnt)).then_some(()));
     });
+    eprintln!(
+        "{} of 100 hangs were diagnosed by the first report",
+        at_once.into_inner()
+    );
 }
 
 #[test]

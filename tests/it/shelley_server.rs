@@ -362,6 +362,31 @@ fn the_stream_begins_with_a_snapshot_and_goes_on_with_what_is_new() {
 }
 
 #[test]
+fn a_stream_that_is_long_by_design_is_idle() {
+    let Some(stage) = crate::stage::Stage::set(&[], &[]) else {
+        return;
+    };
+    let say = r#"{"message":"hello","cwd":"/proc/self/fdinfo"}"#;
+    let new = crate::shelley_tools::post(stage.address(), "/api/conversations/new", say).json();
+    let path = format!(
+        "/api/conversation/{}/stream",
+        new["conversation_id"].as_str().unwrap()
+    );
+
+    let mut stream = BufReader::new(sent(stage.address(), "GET", &path, &[], ""));
+    stream.read_line(&mut String::new()).unwrap();
+
+    let state = until(|| {
+        stage
+            .snapshot(&stage.server)
+            .ops
+            .first()
+            .map(|op| op.state.clone())
+    });
+    assert_eq!(state, inflight::State::Idle);
+}
+
+#[test]
 fn a_stream_begins_after_the_message_it_is_told() {
     let server = Server::start(&[]);
     let id = server.begin("hello");

@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::stage::{DEADLINE, Daemon, example, output};
+use crate::stage::{DEADLINE, Daemon, Stage, example, output, until};
 
 /// A server without a file system.
 pub(crate) struct Server {
@@ -125,4 +125,47 @@ pub(crate) fn sh(mnt: &Path, script: &str) -> (i32, String) {
     let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
     said += &String::from_utf8_lossy(&output.stderr);
     (output.status.code().unwrap_or(-1), said)
+}
+
+/// The kernel keeps nothing, so that each step asks.
+pub(crate) fn stage() -> Option<Stage> {
+    Stage::set(&[], &["--fresh", "--cwd", "/proc/self/fdinfo"])
+}
+
+/// What a script says that ends well.
+pub(crate) fn said(mnt: &Path, script: &str) -> String {
+    let (code, said) = sh(mnt, script);
+    assert_eq!(code, 0, "{script}: {said}");
+    said
+}
+
+/// What a script says that does not.
+pub(crate) fn refused(mnt: &Path, script: &str) -> String {
+    let (code, said) = sh(mnt, script);
+    assert_ne!(code, 0, "{script}: {said}");
+    said
+}
+
+pub(crate) fn clone(mnt: &Path) -> String {
+    said(mnt, "cat $mnt/model/predictable/new/clone")
+        .trim()
+        .to_owned()
+}
+
+/// A conversation that was begun and that has its reply.
+pub(crate) fn begun(mnt: &Path, message: &str) -> String {
+    let id = clone(mnt);
+    said(
+        mnt,
+        &format!("echo '{message}' > $mnt/conversation/{id}/send"),
+    );
+    settle(mnt, &id);
+    id
+}
+
+pub(crate) fn settle(mnt: &Path, id: &str) {
+    until(|| {
+        let (code, _) = sh(mnt, &format!("test -e $mnt/conversation/{id}/working"));
+        (code == 1).then_some(())
+    });
 }

@@ -196,6 +196,28 @@ fn a_search_whose_thread_sleeps_in_a_system_call_is_left_behind_at_its_deadline(
     until(|| stage.snapshot(&stage.server).ops.is_empty().then_some(()));
 }
 
+#[test]
+fn after_eight_searches_were_left_behind_there_is_no_ninth() {
+    let Some(stage) = Stage::set(&["--gate", "dir", "--walk-deadline", "0.05"], &[]) else {
+        return;
+    };
+    let dir = tempfile::TempDir::new().unwrap();
+
+    let prompts: Vec<String> = (0..9)
+        .map(|_| prompt(stage.address(), dir.path()))
+        .collect();
+
+    assert!(prompts[7].ends_with("has passed"), "{prompts:?}");
+    assert_eq!(
+        prompts[8],
+        "Guidance: \nNot finished: too many searches hang"
+    );
+    (0..8).for_each(|_| stage.arrival("dir"));
+    until(|| stage.snapshot(&stage.server).ops.is_empty().then_some(()));
+    let after = prompt(stage.address(), dir.path());
+    assert!(!after.contains("too many"), "{after}");
+}
+
 /// A directory seen at a second place, until it is dropped.
 struct Bind(std::path::PathBuf);
 
