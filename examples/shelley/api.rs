@@ -1,6 +1,6 @@
 //! What server and file system say to each other: the shapes of the JSON.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Asked for by the server in everything that changes something.
 pub(crate) const REQUEST_HEADER: &str = "X-Shelley-Request";
@@ -64,6 +64,7 @@ impl Message {
 pub(crate) struct LlmData {
     /// 0: the user, 1: the model.
     pub(crate) role: u32,
+    #[serde(deserialize_with = "or_null")]
     pub(crate) content: Vec<Content>,
     pub(crate) end_of_turn: bool,
 }
@@ -86,6 +87,7 @@ pub(crate) struct Content {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Transcript {
+    #[serde(deserialize_with = "or_null")]
     pub(crate) messages: Vec<Message>,
     pub(crate) conversation: Conversation,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -146,4 +148,9 @@ pub(crate) struct Status {
     pub(crate) status: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) conversation_id: Option<String>,
+}
+
+/// An empty list is `null` to servers written in Go.
+fn or_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
 }

@@ -77,11 +77,11 @@ impl Client {
     }
 
     pub(crate) async fn conversations(&self) -> Result<Vec<Conversation>, Failed> {
-        self.get("/api/conversations").await
+        self.list("/api/conversations").await
     }
 
     pub(crate) async fn archived(&self) -> Result<Vec<Conversation>, Failed> {
-        self.get("/api/conversations/archived").await
+        self.list("/api/conversations/archived").await
     }
 
     pub(crate) async fn transcript(&self, id: &str) -> Result<Transcript, Failed> {
@@ -89,7 +89,7 @@ impl Client {
     }
 
     pub(crate) async fn models(&self) -> Result<Vec<Model>, Failed> {
-        self.get("/api/models").await
+        self.list("/api/models").await
     }
 
     /// What the server's page says is used when nothing is said.
@@ -122,6 +122,12 @@ impl Client {
         self.request(Method::POST, &path, None::<()>)
             .await
             .map(drop)
+    }
+
+    /// No rows are `null` to servers written in Go.
+    async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, Failed> {
+        let rows: Option<Vec<T>> = self.get(path).await?;
+        Ok(rows.unwrap_or_default())
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failed> {

@@ -156,6 +156,21 @@ fn a_server_that_says_something_else_is_an_input_output_error() {
 }
 
 #[test]
+fn null_is_an_empty_list() {
+    let Some(stage) = over("HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nnull")
+    else {
+        return;
+    };
+
+    for (dir, names) in [("conversation", "last\n"), ("model", "default\n")] {
+        assert_eq!(
+            sh(&stage.mnt(), &format!("ls $mnt/{dir}")),
+            (0, names.to_owned())
+        );
+    }
+}
+
+#[test]
 fn a_server_that_is_silent_is_an_input_output_error_after_the_timeout() {
     let Some(stage) = Stage::set(&["--gate", "locked"], &["--fresh", "--http-timeout", "0.5"])
     else {

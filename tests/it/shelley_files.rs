@@ -108,6 +108,13 @@ fn ctl_takes_a_model_and_a_directory_until_something_is_sent() {
 
     assert_eq!(said(mnt, &mode), "444\n");
     assert!(refused(mnt, &format!("echo cwd=/tmp > {ctl}")).contains("Read-only file system"));
+    let late = clone(mnt);
+    let late = format!("$mnt/conversation/{late}");
+    let written = refused(
+        mnt,
+        &format!("exec 3> {late}/ctl; echo hello > {late}/send; echo cwd=/tmp | cat >&3"),
+    );
+    assert!(written.contains("Read-only file system"), "{written}");
     let server_id = said(mnt, &format!("cat {of}/id"));
     let one = request(
         stage.address(),
@@ -168,6 +175,7 @@ fn a_directory_that_is_removed_is_a_conversation_that_is_deleted() {
     let list = request(stage.address(), "GET", "/api/conversations", &[], "").json();
     assert_eq!(list.as_array().unwrap().len(), 0);
     assert_eq!(said(mnt, "ls $mnt/conversation"), "last\n");
+    refused(mnt, &format!("test -e $mnt/conversation/{id}/created"));
     assert!(refused(mnt, "rmdir $mnt/conversation/last").contains("Permission denied"));
 }
 

@@ -202,6 +202,23 @@ fn a_slow_model_is_working_until_it_is_cancelled() {
 }
 
 #[test]
+fn a_cancelled_answer_never_comes() {
+    let server = Server::start(&[]);
+    let id = server.begin("delay: 0.2");
+    let at = |what: &str| format!("/api/conversation/{id}/{what}");
+
+    server.post(&at("cancel"), "");
+    server.post(&at("chat"), r#"{"message":"delay: 0.4"}"#);
+
+    let transcript = settled(&server, &id);
+    assert_eq!(
+        types(&transcript),
+        ["system", "user", "agent", "user", "agent"]
+    );
+    assert_eq!(text(&transcript, 4), "Delayed for 0.4 seconds");
+}
+
+#[test]
 fn the_list_is_newest_first_in_pages_and_can_be_searched() {
     let server = Server::start(&[]);
     let made: Vec<String> = ["echo: one", "echo: two", "echo: three"]
@@ -376,14 +393,10 @@ fn a_stream_that_is_long_by_design_is_idle() {
     let mut stream = BufReader::new(sent(stage.address(), "GET", &path, &[], ""));
     stream.read_line(&mut String::new()).unwrap();
 
-    let state = until(|| {
-        stage
-            .snapshot(&stage.server)
-            .ops
-            .first()
-            .map(|op| op.state.clone())
+    until(|| {
+        let ops = stage.snapshot(&stage.server).ops;
+        ops.into_iter().find(|op| op.state == inflight::State::Idle)
     });
-    assert_eq!(state, inflight::State::Idle);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
 
 use serde_json::{Value, json};
 
-use crate::shelley_tools::{Server, post};
+use crate::shelley_tools::{Server, post, request, sh};
 use crate::stage::{Stage, until};
 
 /// The system prompt of a conversation that begins in `cwd`.
@@ -17,7 +17,7 @@ fn prompt(address: &str, cwd: &Path) -> String {
 
 fn prompt_of(address: &str, id: &str) -> String {
     let path = format!("/api/conversation/{id}");
-    let transcript = crate::shelley_tools::request(address, "GET", &path, &[], "").json();
+    let transcript = request(address, "GET", &path, &[], "").json();
     let data = transcript["messages"][0]["llm_data"].as_str().unwrap();
     let data: Value = serde_json::from_str(data).unwrap();
     data["Content"][0]["Text"].as_str().unwrap().to_owned()
@@ -194,6 +194,29 @@ fn a_search_whose_thread_sleeps_in_a_system_call_is_left_behind_at_its_deadline(
     assert_eq!(search.name, format!("search {}", dir.path().display()));
     drop(gate);
     until(|| stage.snapshot(&stage.server).ops.is_empty().then_some(()));
+}
+
+#[test]
+fn no_lock_is_held_over_the_search() {
+    let Some(stage) = Stage::set(&["--gate", "dir"], &[]) else {
+        return;
+    };
+    let mnt = stage.mnt();
+
+    let sent = std::thread::spawn(move || sh(&mnt, "echo hello > $mnt/conversation/1b9b/send"));
+    let gate = stage.arrive("dir");
+
+    // Through the mount too, which is under the folder that is searched.
+    let list = request(stage.address(), "GET", "/api/conversations", &[], "");
+    assert_eq!((list.status, &*list.body), (200, "[]"));
+    assert_eq!(
+        sh(&stage.mnt(), "ls $mnt/conversation"),
+        (0, "last\n".to_owned())
+    );
+    let chat = post(stage.address(), "/api/conversation/cNONE/cancel", "");
+    assert_eq!(chat.status, 200);
+    drop(gate);
+    assert_eq!(sent.join().unwrap().0, 0);
 }
 
 #[test]
