@@ -54,7 +54,7 @@ const USAGE: &str = "\
 usage: shelley [--only PART] [--keep]   tells the story, or a part of it: normal, hang, foreign or repaired
        shelley serve [--listen 127.0.0.1:0] [--walk naive|unlocked|repaired] [--walk-deadline 5]
                      [--threads 4] [--require-header NAME] [--no-inflight]
-                     [--gate POINT=SOCKET]..    POINT is `locked`, `list`, `one`, `chat` or `dir`
+                     [--gate POINT=SOCKET]..    POINT is locked, list, one, chat, dir or accepted
        shelley mount DIR --server URL [--cwd DIR] [--header NAME=VALUE] [--slots 1] [--inline] [--fresh]
                      [--http-timeout 120]
        both: [--ready-fd N] writes READY there; [--stop-at-eof] ends when stdin does

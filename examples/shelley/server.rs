@@ -276,7 +276,7 @@ async fn begin(
             Walk::Repaired => server.searcher.search(&cwd).await,
         }
     };
-    let _held = match held {
+    let held = match held {
         Some(lock) => lock,
         None => server.conversations.lock().await,
     };
@@ -291,6 +291,8 @@ async fn begin(
         let (server, id) = (Arc::clone(&server), id.clone());
         tokio::spawn(async move { server.change(|store| store.name(&id, &slug)) });
     }
+    drop(held);
+    server.gates.pass("accepted", &id).await;
     let accepted = Status {
         status: "accepted".to_owned(),
         conversation_id: Some(id),

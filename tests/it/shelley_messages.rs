@@ -1,7 +1,7 @@
 //! What the file system of the example shows of a conversation and its messages, and under which names.
 
 use crate::shelley_tools::{begun, clone, post, refused, request, said, sh, stage};
-use crate::stage::until;
+use crate::stage::{Hung, Stage, until};
 
 #[test]
 fn what_was_not_sent_yet_has_nothing_that_the_server_would_know() {
@@ -213,4 +213,34 @@ fn what_others_begin_on_the_server_is_found_by_list_id_and_slug() {
     );
     assert!(said(mnt, "ls $mnt/conversation").contains(by_id.trim()));
     assert!(refused(mnt, "ls $mnt/conversation/no-such-slug").contains("No such file"));
+}
+
+#[test]
+fn what_was_listed_before_its_send_had_an_answer_is_no_second_conversation() {
+    let options = ["--fresh", "--cwd", "/proc/self/fdinfo"];
+    let Some(stage) = Stage::set(&["--gate", "accepted"], &options) else {
+        return;
+    };
+    let mnt = &stage.mnt();
+    let id = clone(mnt);
+    let all = |list: String| {
+        list.lines()
+            .filter(|name| name.len() == 8)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+
+    let mut send = Hung::start(&format!(
+        "echo ... > {}/conversation/{id}/send",
+        mnt.display()
+    ));
+    let gate = stage.arrive("accepted");
+    let before = all(said(mnt, "ls $mnt/conversation"));
+    drop(gate);
+    assert!(send.ended());
+
+    assert!(before.len() == 1 && before[0] != id, "{before:?}");
+    assert_eq!(all(said(mnt, "ls $mnt/conversation")), [id]);
+    let other = &before[0];
+    refused(mnt, &format!("test -e $mnt/conversation/{other}/created"));
 }
