@@ -1,6 +1,11 @@
 //! Places where the server stops until someone outside lets it go on: this is how story and tests force an order.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{
+    collections::HashMap,
+    io::{Read, Write},
+    os::unix,
+    path::PathBuf,
+};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -9,7 +14,7 @@ use tokio::net::UnixStream;
 ///
 /// Who comes to a closed gate connects to its unix socket, says `POINT DETAIL` in a line and waits for an answer or for the
 /// end of the connection. A socket that nobody listens on is an open gate.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Gates(HashMap<String, PathBuf>);
 
 impl Gates {
@@ -36,6 +41,18 @@ impl Gates {
         {
             // A byte, the end and an error all mean: go on.
             let _ = stream.read(&mut [0]).await;
+        }
+    }
+
+    /// The same for a thread, which sleeps in a system call meanwhile.
+    pub(crate) fn pass_blocking(&self, point: &str, detail: &str) {
+        if let Some(socket) = self.0.get(point)
+            && let Ok(mut stream) = unix::net::UnixStream::connect(socket)
+            && stream
+                .write_all(format!("{point} {detail}\n").as_bytes())
+                .is_ok()
+        {
+            let _ = stream.read(&mut [0]);
         }
     }
 }

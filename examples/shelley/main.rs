@@ -1,41 +1,76 @@
-//! The founding system, small: an HTTP server that keeps conversations, a file system over it, and the story of their hang.
+//! The founding system: an HTTP server that keeps conversations, a file system over it, and the story of their hang.
 //!
 //! ```text
 //! cargo run --example shelley                              tells the story, leaves nothing behind
+//! cargo run --example shelley -- --only hang --keep        a part of it, kept until Enter
 //! cargo run --example shelley -- serve [options]           the server alone
 //! cargo run --example shelley -- mount DIR --server URL    the file system alone
+//! ```
+//!
+//! It is a user of `inflight` like any other, and a crate of its own where these files are its `src/` and its dependencies
+//! are `inflight` (feature `full`), axum, futures-util, jiff, reqwest (`json`), rustix (`fs`, `process`), serde (`derive`),
+//! `serde_json`, tempfile and tokio (`full`). What happens where:
+//!
+//! ```text
+//! server.rs  the endpoints            fs.rs      the callbacks        story.rs  what is told
+//! store.rs   the conversations        tree.rs    inodes, open files   stage.rs  the processes it is played with
+//! model.rs   what is answered         lookup.rs  which names there are
+//! walk.rs    the search as it was     content.rs what files hold      fetch.rs  one request for all who wait
+//! careful.rs and repaired             files.rs   what is asked for    client.rs how
 //! ```
 #![allow(clippy::print_stdout, reason = "a program that talks to a person")]
 
 mod api;
+mod args;
+mod careful;
+mod client;
+mod content;
+mod daemon;
+mod fetch;
+mod files;
 mod fs;
 mod gate;
+mod known;
+mod lookup;
+mod model;
+mod needs;
+mod node;
 mod server;
+mod stage;
+mod store;
 mod story;
+mod stream;
+mod tree;
+mod walk;
 
-use std::{
-    fmt::Display, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode, str::FromStr,
-    time::Duration,
-};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use tokio::io::AsyncReadExt;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+
+use self::args::Args;
+use self::daemon::Life;
 
 const USAGE: &str = "\
-usage: shelley                       tells the story: the hang, what shows it, and its end
-       shelley serve [--listen 127.0.0.1:0] [--walk naive|repaired] [--threads 4]
-                     [--gate POINT=SOCKET]..      POINT is `locked`, `list` or `one`
-       shelley mount DIR --server URL [--cwd DIR] [--slots 1] [--inline] [--http-timeout 120]
+usage: shelley [--only PART] [--keep]   tells the story, or a part of it: normal, hang, foreign or repaired
+       shelley serve [--listen 127.0.0.1:0] [--walk naive|unlocked|repaired] [--walk-deadline 5]
+                     [--threads 4] [--require-header NAME] [--no-inflight]
+                     [--gate POINT=SOCKET]..    POINT is locked, list, one, chat, dir or accepted
+       shelley mount DIR --server URL [--cwd DIR] [--header NAME=VALUE] [--slots 1] [--inline] [--fresh]
+                     [--http-timeout 120]
        both: [--ready-fd N] writes READY there; [--stop-at-eof] ends when stdin does
 ";
+
+/// As the first client of this protocol had it.
+const HTTP_TIMEOUT: Duration = Duration::from_secs(120);
+
+const WALK_DEADLINE: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let ran = match args.first().map(String::as_str) {
-        None => return story::tell(),
         Some("serve") => serve(Args(args[1..].to_vec())),
         Some("mount") => mount(Args(args[1..].to_vec())),
+        None | Some("--only" | "--keep") => return story::tell(Args(args)),
         Some("-h" | "--help") => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;
@@ -52,23 +87,28 @@ fn main() -> ExitCode {
 }
 
 fn serve(mut args: Args) -> Result<(), String> {
-    let listen: SocketAddr = args
-        .parsed("--listen")?
-        .unwrap_or(([127, 0, 0, 1], 0).into());
-    let walk = args.parsed("--walk")?.unwrap_or(server::Walk::Repaired);
     let threads = args.parsed("--threads")?.unwrap_or(4);
-    let mut gates = gate::Gates::default();
+    let mut options = server::Options {
+        listen: args
+            .parsed("--listen")?
+            .unwrap_or(([127, 0, 0, 1], 0).into()),
+        walk: args.parsed("--walk")?.unwrap_or(walk::Walk::Repaired),
+        walk_deadline: args.seconds("--walk-deadline")?.unwrap_or(WALK_DEADLINE),
+        required: args.value("--require-header")?,
+        gates: gate::Gates::default(),
+        inflight: !args.flag("--no-inflight"),
+    };
     while let Some(gate) = args.value("--gate")? {
-        gates.add(&gate)?;
+        options.gates.add(&gate)?;
     }
     let life = Life::from(&mut args)?;
     args.nothing_left()?;
 
     let runtime = runtime(threads)?;
     let result = runtime.block_on(async {
-        let serving = server::start(listen, walk, gates)
+        let serving = server::start(options)
             .await
-            .map_err(|e| format!("cannot serve on {listen}: {e}"))?;
+            .map_err(|e| format!("cannot serve: {e}"))?;
         life.ready(&format!("serving http://{}", serving.address));
         life.end().await;
         Ok(())
@@ -83,7 +123,15 @@ fn mount(mut args: Args) -> Result<(), String> {
     let cwd: Option<PathBuf> = args.parsed("--cwd")?;
     let slots: usize = args.parsed("--slots")?.unwrap_or(1);
     let inline = args.flag("--inline");
-    let timeout = Duration::from_secs(args.parsed("--http-timeout")?.unwrap_or(120));
+    let fresh = args.flag("--fresh");
+    let timeout = args.seconds("--http-timeout")?.unwrap_or(HTTP_TIMEOUT);
+    let header = args.value("--header")?;
+    let header = header
+        .map(|header| match header.split_once('=') {
+            Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+            None => Err(format!("--header {header}: not NAME=VALUE")),
+        })
+        .transpose()?;
     let life = Life::from(&mut args)?;
     let dir = PathBuf::from(args.next().ok_or("mount needs a directory")?);
     args.nothing_left()?;
@@ -101,7 +149,9 @@ fn mount(mut args: Args) -> Result<(), String> {
         cwd,
         slots,
         inline,
+        fresh,
         timeout,
+        header,
     };
     let mounted = fs::mount(&dir, options, runtime.handle())
         .map_err(|e| format!("cannot mount {}: {e}", dir.display()))?;
@@ -121,93 +171,4 @@ fn runtime(threads: usize) -> Result<Runtime, String> {
         .enable_all()
         .build()
         .map_err(|e| format!("no runtime: {e}"))
-}
-
-/// How a daemon says that it is up, and how it learns that it shall end.
-struct Life {
-    ready_fd: Option<i32>,
-    stop_at_eof: bool,
-}
-
-impl Life {
-    fn from(args: &mut Args) -> Result<Self, String> {
-        Ok(Self {
-            ready_fd: args.parsed("--ready-fd")?,
-            stop_at_eof: args.flag("--stop-at-eof"),
-        })
-    }
-
-    fn ready(&self, line: &str) {
-        println!("{line}");
-        if let Some(fd) = self.ready_fd {
-            let sent = std::fs::OpenOptions::new()
-                .write(true)
-                .open(format!("/proc/self/fd/{fd}"))
-                .and_then(|mut to| to.write_all(b"READY\n"));
-            if let Err(e) = sent {
-                eprintln!("shelley: cannot write to --ready-fd {fd}: {e}");
-            }
-        }
-    }
-
-    /// Waits for SIGTERM, for SIGINT, or for the end of stdin: whoever holds its other end is gone then.
-    async fn end(&self) {
-        let eof = async {
-            if !self.stop_at_eof {
-                std::future::pending::<()>().await;
-            }
-            let mut stdin = tokio::io::stdin();
-            while !matches!(stdin.read(&mut [0; 64]).await, Ok(0) | Err(_)) {}
-        };
-        let stopped = |kind| async move {
-            match signal(kind) {
-                Ok(mut signal) => drop(signal.recv().await),
-                Err(_) => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = eof => {}
-            () = stopped(SignalKind::terminate()) => {}
-            () = stopped(SignalKind::interrupt()) => {}
-        }
-    }
-}
-
-/// What is left of the command line.
-struct Args(Vec<String>);
-
-impl Args {
-    fn flag(&mut self, name: &str) -> bool {
-        let found = self.0.iter().position(|arg| arg == name);
-        found.map(|at| self.0.remove(at)).is_some()
-    }
-
-    fn value(&mut self, name: &str) -> Result<Option<String>, String> {
-        let Some(at) = self.0.iter().position(|arg| arg == name) else {
-            return Ok(None);
-        };
-        if at + 1 == self.0.len() {
-            return Err(format!("{name} needs a value"));
-        }
-        self.0.remove(at);
-        Ok(Some(self.0.remove(at)))
-    }
-
-    fn parsed<T: FromStr<Err: Display>>(&mut self, name: &str) -> Result<Option<T>, String> {
-        self.value(name)?
-            .map(|value| value.parse().map_err(|e| format!("{name} {value}: {e}")))
-            .transpose()
-    }
-
-    fn next(&mut self) -> Option<String> {
-        let at = self.0.iter().position(|arg| !arg.starts_with("--"))?;
-        Some(self.0.remove(at))
-    }
-
-    fn nothing_left(&self) -> Result<(), String> {
-        match self.0.first() {
-            None => Ok(()),
-            Some(arg) => Err(format!("what is {arg}?\n{USAGE}")),
-        }
-    }
 }

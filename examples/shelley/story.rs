@@ -1,25 +1,38 @@
-//! The story: server and file system hang each other for real, what is seen while it lasts, how it ends, and the repair.
+//! The story: a conversation that goes well, the hang and what is seen of it, the same with a server that says nothing, the repair.
 
 use std::{
-    io,
-    path::{Path, PathBuf},
-    process::{ExitCode, ExitStatus, Stdio},
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use crate::args::Args;
+use crate::needs::{may_not_mount, missing};
+use crate::stage::{SOON, Stage, Trouble, said};
 
-/// After how long the file system gives up on the server: this is what ends the hang.
+/// After how long the file system gives up on the server: this is what ends a hang.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// For what takes milliseconds: whoever is later than this will not come.
-const SOON: Duration = Duration::from_secs(10);
+/// While somebody looks at it.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
 
-/// Tells the story. 0: it went as told. 1: it did not. 2: nothing can be mounted here.
-pub(crate) fn tell() -> ExitCode {
+const PARTS: [&str; 4] = ["normal", "hang", "foreign", "repaired"];
+
+/// Tells the story. 0: it went as told. 1: it did not. 2: nothing can be mounted here, or what was asked for is unknown.
+pub(crate) fn tell(mut args: Args) -> ExitCode {
+    let only = args.value("--only").and_then(|only| match only {
+        Some(only) if !PARTS.contains(&&*only) => {
+            Err(format!("--only {only}: not one of {}", PARTS.join(", ")))
+        }
+        only => Ok(only),
+    });
+    let keep = args.flag("--keep");
+    let only = match only.and_then(|only| args.nothing_left().map(|()| only)) {
+        Ok(only) => only,
+        Err(why) => {
+            eprintln!("shelley: {why}");
+            return ExitCode::from(2);
+        }
+    };
     if let Some(missing) = missing() {
         eprintln!("Cannot mount a file system here.\n{missing}");
         return ExitCode::from(2);
@@ -28,11 +41,12 @@ pub(crate) fn tell() -> ExitCode {
         .enable_all()
         .build();
     let told = match runtime {
-        Ok(runtime) => runtime.block_on(async {
-            println!("Two processes that hang each other, and what inflight shows of it.\n");
-            the_hang().await?;
-            the_repair().await
-        }),
+        Ok(runtime) => {
+            let told = runtime.block_on(tell_parts(only.as_deref(), keep));
+            // Somebody may still be expected to press Enter.
+            runtime.shutdown_background();
+            told
+        }
         Err(e) => Err(Trouble::Other(format!("no runtime: {e}"))),
     };
     match told {
@@ -48,15 +62,99 @@ pub(crate) fn tell() -> ExitCode {
     }
 }
 
-async fn the_hang() -> Result<(), Trouble> {
-    println!("1. THE HANG\n");
-    let mut stage = Stage::set("naive").await?;
-    let told = stage.unless_interrupted(hang_on).await;
-    stage.clear().await;
-    told
+async fn tell_parts(only: Option<&str>, keep: bool) -> Result<(), Trouble> {
+    println!("Two processes that hang each other, and what inflight shows of it.\n");
+    let timeout = if keep { KEPT } else { HTTP_TIMEOUT };
+    for (at, part) in PARTS.into_iter().enumerate() {
+        if only.is_some_and(|only| only != part) {
+            continue;
+        }
+        match part {
+            "normal" => {
+                println!("{}. A CONVERSATION\n", at + 1);
+                let stage = Stage::set(&["--walk", "naive"], timeout).await?;
+                let play = async |stage: &mut Stage| converse(stage, keep).await;
+                stage.play(play).await?;
+            }
+            "hang" => {
+                println!("{}. THE HANG\n", at + 1);
+                let stage = Stage::set(&["--walk", "naive"], timeout).await?;
+                let play = async |stage: &mut Stage| hang_on(stage, keep).await;
+                stage.play(play).await?;
+            }
+            "foreign" => {
+                println!(
+                    "{}. THE SAME WITH A SERVER THAT DOES NOT SAY WHAT IT DOES\n",
+                    at + 1
+                );
+                let options = ["--walk", "naive", "--no-inflight"];
+                let stage = Stage::set(&options, timeout).await?;
+                let play = async |stage: &mut Stage| hang_with_a_stranger(stage, keep).await;
+                stage.play(play).await?;
+            }
+            _ => {
+                println!("{}. THE REPAIR\n", at + 1);
+                let stage = Stage::set(&["--walk", "repaired"], timeout).await?;
+                let play = async |stage: &mut Stage| go_well(stage, keep).await;
+                stage.play(play).await?;
+            }
+        }
+    }
+    Ok(())
 }
 
-async fn hang_on(stage: &mut Stage) -> Result<(), Trouble> {
+async fn converse(stage: &mut Stage, keep: bool) -> Result<(), Trouble> {
+    stage.open_gates();
+    let dir = stage.dir.display().to_string();
+    println!("In {dir}, a conversation about a folder in which nothing is mounted:");
+    stage
+        .show("mkdir work && echo Be brief. > work/AGENTS.md")
+        .await?;
+    let id = stage.show("cat mnt/new/clone").await?;
+    let it = format!("mnt/conversation/{id}");
+    stage
+        .show(&format!("echo model=predictable cwd={dir}/work > {it}/ctl"))
+        .await?;
+    stage.show(&format!("echo hello > {it}/send")).await?;
+    stage.settled(&id).await?;
+    stage.show(&format!("ls {it}/messages")).await?;
+    stage
+        .show(&format!("cat {it}/messages/000-system/content.md; echo"))
+        .await?;
+    stage
+        .show(&format!("cat {it}/messages/last/1/0/content.md; echo"))
+        .await?;
+    stage
+        .show(&format!("echo 'echo: and more' > {it}/send"))
+        .await?;
+    stage.settled(&id).await?;
+    stage
+        .show(&format!("cat {it}/messages/last/1/0/content.md; echo"))
+        .await?;
+    stage.show("ls mnt/conversation").await?;
+    stage.show("readlink mnt/conversation/hello").await?;
+    stage
+        .show(&format!("touch {it}/archived && ls mnt/conversation"))
+        .await?;
+    stage.show("head -n 1 mnt/.diag").await?;
+    println!();
+    if keep {
+        return stage.look().await;
+    }
+    Ok(())
+}
+
+/// Brings a shell, the file system and the server to where each waits for the other.
+async fn begin_to_hang(stage: &mut Stage) -> Result<tokio::process::Child, Trouble> {
+    let send = stage.mnt().join("conversation/1b9b/send");
+    let shell = stage.shell(&format!("echo hello > {}", send.display()))?;
+    drop(stage.arrival("locked").await?);
+    drop(stage.arrival("list").await?);
+    stage.open_gates();
+    Ok(shell)
+}
+
+async fn hang_on(stage: &mut Stage, keep: bool) -> Result<(), Trouble> {
     let send = stage.mnt().join("conversation/1b9b/send");
     println!("A shell sends a message, by writing to a file of the mount:");
     let mut shell = stage.shell(&format!("echo hello > {}", send.display()))?;
@@ -79,7 +177,7 @@ async fn hang_on(stage: &mut Stage) -> Result<(), Trouble> {
     stage.open_gates();
     println!("  The list needs the lock. Now each waits for the other, and nothing moves.\n");
 
-    let (report, took) = stage.diag_of_the_deadlock().await?;
+    let (report, took) = stage.diag_of("DEADLOCK").await?;
     println!(
         "What the mount says of it. Answered in {} ms, though everything behind it is stuck.",
         took.as_millis()
@@ -91,6 +189,9 @@ async fn hang_on(stage: &mut Stage) -> Result<(), Trouble> {
     println!("The same seen from the server. Look at the traces: they are the same requests.\n");
     println!("{}", stage.debug(&stage.server).await?);
 
+    if keep {
+        return stage.look().await;
+    }
     println!(
         "Nobody does anything now. After {} s the file system gives up on the server, and the hang ends by itself:",
         HTTP_TIMEOUT.as_secs()
@@ -110,23 +211,34 @@ async fn hang_on(stage: &mut Stage) -> Result<(), Trouble> {
     println!(
         "  And the server has the message all the same, `ls {}/conversation` says: {}\n",
         stage.mnt().display(),
-        listed.trim()
+        listed.lines().collect::<Vec<_>>().join(" ")
     );
     Ok(())
 }
 
-async fn the_repair() -> Result<(), Trouble> {
-    println!("2. THE REPAIR\n");
-    let mut stage = Stage::set("repaired").await?;
-    let told = stage.unless_interrupted(go_well).await;
-    stage.clear().await;
-    told
+async fn hang_with_a_stranger(stage: &mut Stage, keep: bool) -> Result<(), Trouble> {
+    println!(
+        "The same server, but nobody can ask it what it is in the middle of. The same message:"
+    );
+    let mut shell = begin_to_hang(stage).await?;
+    let (report, _) = stage.diag_of("LIKELY DEADLOCK").await?;
+    println!(
+        "  Its process is known by its address, and that it is in the mount by the kernel: enough to suspect, not to prove.\n"
+    );
+    println!("$ cat {}", stage.mnt().join(".diag").display());
+    println!("{report}");
+    if keep {
+        return stage.look().await;
+    }
+    stage.end_of(&mut shell, HTTP_TIMEOUT + SOON).await?;
+    println!("It ends as before, when the file system gives up on the server.\n");
+    Ok(())
 }
 
-async fn go_well(stage: &mut Stage) -> Result<(), Trouble> {
+async fn go_well(stage: &mut Stage, keep: bool) -> Result<(), Trouble> {
     let conversation = stage.mnt().join("conversation/1b9b");
     println!(
-        "The same server, but it lets go of the lock before it looks for files. The same message:"
+        "The same server, but it lets go of the lock before it looks for files, for a few seconds at most, and in no FUSE\nmount. The same message, from the folder above the mount:"
     );
     let begun = Instant::now();
     let mut shell = stage.shell(&format!(
@@ -134,384 +246,24 @@ async fn go_well(stage: &mut Stage) -> Result<(), Trouble> {
         conversation.join("send").display()
     ))?;
     drop(stage.arrival("locked").await?);
-    drop(stage.arrival("list").await?);
     stage.open_gates();
     let status = stage.end_of(&mut shell, SOON).await?;
     println!(
-        "  The shell ended after {} ms, with {}. The search went through the mount as before.",
+        "  The shell ended after {} ms, with {}.",
         begun.elapsed().as_millis(),
         said(status)
     );
-    let reply = conversation.join("messages/002-agent.md");
-    println!("  $ cat {}", reply.display());
-    println!("  {}", stage.output("cat", &[reply]).await?.trim());
-    let report = stage.diag().await?;
-    println!("  $ cat {}", stage.mnt().join(".diag").display());
-    println!("  {}\n", report.lines().next().unwrap_or_default());
-    Ok(())
-}
-
-/// A server and a file system over it, each its own process, in a directory of their own.
-struct Stage {
-    dir: PathBuf,
-    /// Closed, it holds nobody up any more.
-    gate: Option<UnixListener>,
-    server: Daemon,
-    mount: Daemon,
-}
-
-impl Stage {
-    async fn set(walk: &str) -> Result<Self, Trouble> {
-        let dir = tempfile::Builder::new()
-            .prefix("shelley-")
-            .rand_bytes(4)
-            .tempdir()?;
-        // Removed by clear(), which looks first whether something is still mounted in it.
-        let dir = dir.keep();
-        let mnt = dir.join("mnt");
-        std::fs::create_dir(&mnt)?;
-        std::fs::create_dir(dir.join(".run"))?;
-        // The server's search leaves out names with a dot.
-        let gate_path = dir.join(".gate");
-        let gate = UnixListener::bind(&gate_path)?;
-
-        let gates = ["locked", "list"].map(|point| format!("{point}={}", gate_path.display()));
-        let server = Daemon::start(
-            &dir,
-            &[
-                "serve", "--walk", walk, "--gate", &gates[0], "--gate", &gates[1],
-            ],
-        )
+    stage.settled("1b9b").await?;
+    stage
+        .show("cat mnt/conversation/1b9b/messages/000-system/content.md; echo")
         .await?;
-        let url = server.line.trim_start_matches("serving ").to_owned();
-        let seconds = HTTP_TIMEOUT.as_secs().to_string();
-        let mount = match Daemon::start(
-            &dir,
-            &[
-                "mount",
-                &mnt.display().to_string(),
-                "--server",
-                &url,
-                "--http-timeout",
-                &seconds,
-            ],
-        )
-        .await
-        {
-            Ok(mount) => mount,
-            Err(_) => {
-                server.stop().await;
-                remove(&dir);
-                return Err(Trouble::CannotMount);
-            }
-        };
-        println!(
-            "  shelley[{}]       an HTTP server on {url}: it keeps conversations, under one lock",
-            server.pid
-        );
-        println!(
-            "  shelley-fuse[{}]  a file system over it, mounted on {}\n",
-            mount.pid,
-            mnt.display()
-        );
-        Ok(Self {
-            dir,
-            gate: Some(gate),
-            server,
-            mount,
-        })
+    stage
+        .show("cat mnt/conversation/1b9b/messages/last/1/0/content.md; echo")
+        .await?;
+    stage.show("head -n 1 mnt/.diag").await?;
+    println!();
+    if keep {
+        return stage.look().await;
     }
-
-    fn mnt(&self) -> PathBuf {
-        self.dir.join("mnt")
-    }
-
-    async fn unless_interrupted(
-        &mut self,
-        act: impl AsyncFnOnce(&mut Self) -> Result<(), Trouble>,
-    ) -> Result<(), Trouble> {
-        tokio::select! {
-            told = act(self) => told,
-            _ = tokio::signal::ctrl_c() => Err(Trouble::Other("interrupted".to_owned())),
-        }
-    }
-
-    fn shell(&self, command: &str) -> Result<Child, Trouble> {
-        println!("  $ {command}");
-        Ok(Command::new("sh")
-            .args(["-c", command])
-            .kill_on_drop(true)
-            .spawn()?)
-    }
-
-    /// Waits until the server stands at a gate; it goes on when what is returned is dropped.
-    async fn arrival(&self, point: &str) -> Result<UnixStream, Trouble> {
-        let Some(gate) = &self.gate else {
-            return Err(Trouble::Other(format!("gate {point} is open")));
-        };
-        let arrived = timeout(SOON, async {
-            let (stream, _) = gate.accept().await?;
-            let mut stream = BufReader::new(stream);
-            let mut line = String::new();
-            stream.read_line(&mut line).await?;
-            io::Result::Ok((line, stream.into_inner()))
-        });
-        match arrived.await {
-            Ok(Ok((line, stream))) if line.starts_with(point) => Ok(stream),
-            Ok(Ok((line, _))) => Err(Trouble::Other(format!(
-                "the server came to gate {line:?} before {point}"
-            ))),
-            Ok(Err(e)) => Err(e.into()),
-            Err(_) => Err(Trouble::Other(format!(
-                "the server did not come to gate {point} within {} s",
-                SOON.as_secs()
-            ))),
-        }
-    }
-
-    /// From here on the server stops at no gate.
-    fn open_gates(&mut self) {
-        self.gate = None;
-    }
-
-    async fn end_of(&self, shell: &mut Child, within: Duration) -> Result<ExitStatus, Trouble> {
-        match timeout(within, shell.wait()).await {
-            Ok(ended) => Ok(ended?),
-            Err(_) => Err(Trouble::Other(format!(
-                "the shell still hangs after {} s",
-                within.as_secs()
-            ))),
-        }
-    }
-
-    async fn diag(&self) -> Result<String, Trouble> {
-        self.output("cat", &[self.mnt().join(".diag")]).await
-    }
-
-    /// A deadlock is only called one after it has stood for a second, so the first look may come too early.
-    async fn diag_of_the_deadlock(&self) -> Result<(String, Duration), Trouble> {
-        let deadline = Instant::now() + HTTP_TIMEOUT / 2;
-        loop {
-            let asked = Instant::now();
-            let report = self.diag().await?;
-            if report.starts_with("DEADLOCK") {
-                return Ok((report, asked.elapsed()));
-            }
-            if Instant::now() > deadline {
-                return Err(Trouble::Other(format!(
-                    "no deadlock was reported:\n{report}"
-                )));
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-
-    /// What one of the processes says of itself, on its own socket.
-    async fn debug(&self, daemon: &Daemon) -> Result<String, Trouble> {
-        let socket = run_dir(&self.dir).join(format!("{}.sock", daemon.pid));
-        if found_in_path("curl") {
-            println!(
-                "$ curl --unix-socket {} http://localhost/debug/inflight",
-                socket.display()
-            );
-            let args = [
-                "--silent".into(),
-                "--unix-socket".into(),
-                socket,
-                "http://localhost/debug/inflight".into(),
-            ];
-            return self.output("curl", &args).await;
-        }
-        println!(
-            "GET /debug/inflight over {} (curl is not installed)",
-            socket.display()
-        );
-        let asked = timeout(SOON, async {
-            let mut stream = UnixStream::connect(&socket).await?;
-            stream
-                .write_all(b"GET /debug/inflight HTTP/1.0\r\nHost: localhost\r\n\r\n")
-                .await?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await?;
-            io::Result::Ok(answer)
-        });
-        let answer = asked
-            .await
-            .map_err(|_| Trouble::Other("the debug socket does not answer".to_owned()))??;
-        Ok(answer
-            .split_once("\r\n\r\n")
-            .map_or(String::new(), |(_, body)| body.to_owned()))
-    }
-
-    /// Runs a program that touches the mount, so that it hangs if something does, and this one does not.
-    async fn output(&self, program: &str, args: &[PathBuf]) -> Result<String, Trouble> {
-        let ran = Command::new(program)
-            .args(args)
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let output = timeout(SOON, ran)
-            .await
-            .map_err(|_| Trouble::Other(format!("{program} hangs")))??;
-        if !output.status.success() {
-            let why = String::from_utf8_lossy(&output.stderr).into_owned();
-            return Err(Trouble::Other(format!(
-                "{program} ended with {}: {why}",
-                said(output.status)
-            )));
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    /// Ends both processes, the mount first, and says what is left of them.
-    async fn clear(self) {
-        self.mount.stop().await;
-        if is_mounted(&self.dir) {
-            free(&self.dir.join("mnt")).await;
-        }
-        self.server.stop().await;
-        let sockets = std::fs::read_dir(run_dir(&self.dir)).map_or(0, |entries| entries.count());
-        match (is_mounted(&self.dir), sockets) {
-            (false, 0) => println!(
-                "Both processes have ended. Nothing is left: no process, no mount, no socket.\n"
-            ),
-            (mounted, sockets) => println!(
-                "Both processes have ended. Left: mounted {mounted}, {sockets} sockets, in {}\n",
-                self.dir.display()
-            ),
-        }
-        remove(&self.dir);
-    }
-}
-
-/// This program once more, as a server or as a file system.
-struct Daemon {
-    child: Child,
-    pid: u32,
-    /// What it said when it was up.
-    line: String,
-}
-
-impl Daemon {
-    async fn start(dir: &Path, args: &[&str]) -> Result<Self, Trouble> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(args)
-            // If this process dies, however it does, stdin ends, and so do they.
-            .arg("--stop-at-eof")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .env("INFLIGHT_DIR", run_dir(dir))
-            .env_remove("INFLIGHT")
-            .env_remove("INFLIGHT_PEERS")
-            .process_group(0)
-            .spawn()?;
-        let pid = child.id().unwrap_or_default();
-        let mut line = String::new();
-        if let Some(stdout) = child.stdout.take() {
-            let _ = timeout(SOON, BufReader::new(stdout).read_line(&mut line)).await;
-        }
-        let daemon = Self {
-            child,
-            pid,
-            line: line.trim().to_owned(),
-        };
-        if daemon.line.is_empty() {
-            daemon.stop().await;
-            return Err(Trouble::Other(format!(
-                "`shelley {}` did not start",
-                args.join(" ")
-            )));
-        }
-        Ok(daemon)
-    }
-
-    async fn stop(mut self) {
-        drop(self.child.stdin.take());
-        if timeout(SOON, self.child.wait()).await.is_err() {
-            let _ = self.child.start_kill();
-            let _ = timeout(SOON, self.child.wait()).await;
-        }
-    }
-}
-
-/// Why the story cannot go on.
-enum Trouble {
-    CannotMount,
-    Other(String),
-}
-
-impl From<io::Error> for Trouble {
-    fn from(e: io::Error) -> Self {
-        Self::Other(e.to_string())
-    }
-}
-
-/// What a mount needs that is not here, as far as it can be known beforehand.
-fn missing() -> Option<String> {
-    let device = Path::new("/dev/fuse");
-    if !device.exists() {
-        return Some("/dev/fuse is missing. Load the kernel module (modprobe fuse); in a container: --device /dev/fuse --cap-add SYS_ADMIN.".to_owned());
-    }
-    if let Err(e) = std::fs::File::options().read(true).write(true).open(device) {
-        return Some(format!(
-            "/dev/fuse cannot be opened: {e}. Make it readable and writable for this user, or run as root."
-        ));
-    }
-    let root = rustix::process::geteuid().is_root();
-    (!root && !found_in_path("fusermount3")).then(|| "fusermount3 is missing, which mounts for users. Install it (apt install fuse3), or run as root.".to_owned())
-}
-
-/// Why a mount may fail though all that it needs seems to be here.
-fn may_not_mount() -> &'static str {
-    if rustix::process::geteuid().is_root() {
-        "This root may not mount; in a container, start it with --device /dev/fuse --cap-add SYS_ADMIN."
-    } else {
-        "Run this as root, or look whether /etc/fuse.conf and fusermount3 let this user mount."
-    }
-}
-
-fn found_in_path(program: &str) -> bool {
-    std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
-}
-
-/// By its name the program `inflight` finds it, and by its dot the server's search does not.
-fn run_dir(dir: &Path) -> PathBuf {
-    dir.join(".run/inflight")
-}
-
-/// Whether something is mounted in `dir`; read from the kernel's list, since a look into the mount may hang.
-fn is_mounted(dir: &Path) -> bool {
-    let below = format!(" {}/", dir.display());
-    std::fs::read_to_string("/proc/self/mountinfo")
-        .is_ok_and(|list| list.lines().any(|line| line.contains(&below)))
-}
-
-/// Takes away a mount whose process is gone.
-async fn free(mnt: &Path) {
-    for (program, option) in [("umount", "-l"), ("fusermount3", "-uz")] {
-        if let Ok(mut child) = Command::new(program)
-            .arg(option)
-            .arg(mnt)
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-        {
-            let _ = timeout(SOON, child.wait()).await;
-        }
-    }
-}
-
-fn remove(dir: &Path) {
-    if !is_mounted(dir)
-        && let Err(e) = std::fs::remove_dir_all(dir)
-    {
-        eprintln!("{} is left: {e}", dir.display());
-    }
-}
-
-fn said(status: ExitStatus) -> String {
-    status
-        .code()
-        .map_or_else(|| status.to_string(), |code| format!("exit code {code}"))
+    Ok(())
 }

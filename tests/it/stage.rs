@@ -79,7 +79,10 @@ impl Stage {
 
         let server = server(dir.path(), &socket);
         let mut args = vec!["mount".to_owned(), mnt.display().to_string()];
-        args.extend(["--http-timeout", "8", "--server", server.url()].map(str::to_owned));
+        args.extend(["--server", server.url()].map(str::to_owned));
+        if !mount.contains(&"--http-timeout") {
+            args.extend(["--http-timeout", "8"].map(str::to_owned));
+        }
         args.extend(mount.iter().map(|arg| (*arg).to_owned()));
         args.push("--stop-at-eof".to_owned());
         let mount = Daemon::start(dir.path(), Command::new(example()).args(args));
@@ -220,6 +223,11 @@ impl Daemon {
     /// Where it serves, by its first line `serving URL`.
     pub(crate) fn url(&self) -> &str {
         self.1.strip_prefix("serving ").unwrap()
+    }
+
+    /// What it said when it was up.
+    pub(crate) fn line(&self) -> &str {
+        &self.1
     }
 
     pub(crate) fn end(&mut self) {

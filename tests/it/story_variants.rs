@@ -131,7 +131,7 @@ fn the_lock_held_over_the_walk_is_a_deadlock_of_exactly_four() {
 
 #[test]
 fn one_slot_is_enough_for_a_deadlock_without_a_lock_and_the_flush_is_a_member() {
-    let Some(stage) = Stage::set(&["--walk", "repaired"], &["--slots", "1", "--inline"]) else {
+    let Some(stage) = Stage::set(&["--walk", "unlocked"], &["--slots", "1", "--inline"]) else {
         return;
     };
     let mut shell = send(&stage);
@@ -159,7 +159,7 @@ fn one_slot_is_enough_for_a_deadlock_without_a_lock_and_the_flush_is_a_member() 
 #[test]
 fn with_several_slots_and_no_lock_held_no_reader_ever_sees_a_deadlock() {
     const RUNS: usize = 50;
-    let Some(stage) = Stage::set(&["--walk", "repaired"], &["--slots", "4"]) else {
+    let Some(stage) = Stage::set(&["--walk", "unlocked"], &["--slots", "4"]) else {
         return;
     };
     let is_over = AtomicBool::new(false);

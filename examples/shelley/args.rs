@@ -1,0 +1,50 @@
+//! The command line.
+
+use std::{fmt::Display, str::FromStr, time::Duration};
+
+/// What is left of it.
+pub(crate) struct Args(pub(crate) Vec<String>);
+
+impl Args {
+    pub(crate) fn flag(&mut self, name: &str) -> bool {
+        let found = self.0.iter().position(|arg| arg == name);
+        found.map(|at| self.0.remove(at)).is_some()
+    }
+
+    pub(crate) fn value(&mut self, name: &str) -> Result<Option<String>, String> {
+        let Some(at) = self.0.iter().position(|arg| arg == name) else {
+            return Ok(None);
+        };
+        if at + 1 == self.0.len() {
+            return Err(format!("{name} needs a value"));
+        }
+        self.0.remove(at);
+        Ok(Some(self.0.remove(at)))
+    }
+
+    pub(crate) fn parsed<T: FromStr<Err: Display>>(
+        &mut self,
+        name: &str,
+    ) -> Result<Option<T>, String> {
+        self.value(name)?
+            .map(|value| value.parse().map_err(|e| format!("{name} {value}: {e}")))
+            .transpose()
+    }
+
+    pub(crate) fn seconds(&mut self, name: &str) -> Result<Option<Duration>, String> {
+        let seconds = self.parsed(name)?.map(Duration::try_from_secs_f64);
+        seconds.transpose().map_err(|e| format!("{name}: {e}"))
+    }
+
+    pub(crate) fn next(&mut self) -> Option<String> {
+        let at = self.0.iter().position(|arg| !arg.starts_with("--"))?;
+        Some(self.0.remove(at))
+    }
+
+    pub(crate) fn nothing_left(&self) -> Result<(), String> {
+        match self.0.first() {
+            None => Ok(()),
+            Some(arg) => Err(format!("what is {arg}?")),
+        }
+    }
+}
