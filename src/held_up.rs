@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long the threads of the machine may be looked at for one report.
-const BUDGET: Duration = Duration::from_millis(40);
+const BUDGET: Duration = Duration::from_millis(30);
 /// Files that are told of one process.
 const MOST_FILES: usize = 16;
 /// Descriptors above are no descriptors but addresses.

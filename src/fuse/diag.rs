@@ -74,8 +74,10 @@ struct Queue {
 
 struct Asked {
     file: File,
-    /// Whose supplementary groups decide; `None` if it is decided.
-    undecided: Option<u32>,
+    /// The thread that opens it, which waits for nothing but this.
+    reader: u32,
+    /// Its supplementary groups decide.
+    is_undecided: bool,
     reply: ReplyOpen,
 }
 
@@ -176,12 +178,12 @@ impl Diag {
         if flags.acc_mode() != OpenAccMode::O_RDONLY || decided == Some(false) {
             return reply.error(Errno::EACCES);
         }
-        let undecided = decided.is_none().then(|| request.pid());
         self.desk.pending.fetch_add(1, SeqCst);
         let mut queue = lock(&self.desk.queue);
         queue.asked.push(Asked {
             file,
-            undecided,
+            reader: request.pid(),
+            is_undecided: decided.is_none(),
             reply,
         });
         drop(queue);
@@ -347,7 +349,7 @@ impl Desk {
 
     // One report for all who have come before it was ready.
     fn answer(&self, tracker: &Tracker, gid: u32) {
-        let rendered = catch_unwind(AssertUnwindSafe(|| render(tracker, &self.mount)));
+        let rendered = catch_unwind(AssertUnwindSafe(|| self.render(tracker)));
         let [text, json] = rendered.unwrap_or_else(|_| {
             let text = "UNKNOWN: the report could not be made, its making panicked\n";
             [text.to_owned(), "null\n".to_owned()]
@@ -357,11 +359,12 @@ impl Desk {
         let asked = mem::take(&mut lock(&self.queue).asked);
         for Asked {
             file,
-            undecided,
+            reader,
+            is_undecided,
             reply,
         } in asked
         {
-            let allowed = undecided.is_none_or(|tid| is_in_group(tid, gid));
+            let allowed = !is_undecided || is_in_group(reader, gid);
             // Before the reply: after it the kernel no longer counts this reader.
             self.pending.fetch_sub(1, SeqCst);
             if !allowed {
@@ -381,6 +384,24 @@ impl Desk {
     }
 }
 
+impl Desk {
+    // What the two files say now of what this mount has to do with.
+    fn render(&self, tracker: &Tracker) -> [String; 2] {
+        #[cfg(feature = "debug")]
+        let report = Report::collect(tracker);
+        #[cfg(not(feature = "debug"))]
+        let report = Report::local(tracker);
+        let mut report = report.about_mount(&self.mount);
+        let readers = lock(&self.queue);
+        let is_reader = |tid: u32| readers.asked.iter().any(|asked| asked.reader == tid);
+        report.held_up.retain(|held_up| !is_reader(held_up.tid));
+        drop(readers);
+        let mut json = serde_json::to_string_pretty(&report).unwrap_or_default();
+        json.push('\n');
+        [report.to_string(), json]
+    }
+}
+
 impl Open {
     fn keep(&mut self, answer: Arc<[u8]>) -> u64 {
         self.next += 1;
@@ -392,18 +413,6 @@ impl Open {
         self.answers.insert(self.next, answer);
         self.next
     }
-}
-
-/// What the two files say now of what this mount has to do with.
-fn render(tracker: &Tracker, mount: &str) -> [String; 2] {
-    #[cfg(feature = "debug")]
-    let report = Report::collect(tracker);
-    #[cfg(not(feature = "debug"))]
-    let report = Report::local(tracker);
-    let report = report.about_mount(mount);
-    let mut json = serde_json::to_string_pretty(&report).unwrap_or_default();
-    json.push('\n');
-    [report.to_string(), json]
 }
 
 // proc_pid_status(5).

@@ -56,6 +56,7 @@ fn whoever_looks_up_the_same_stuck_name_is_shown_though_it_never_became_a_reques
         "{text}"
     );
     assert!(!text.contains("fuse_dev_do_read"), "idle daemons:\n{text}");
+    assert!(!text.contains("cat["), "who reads this very file:\n{text}");
     mounted.free("lookup-slow");
 }
 
