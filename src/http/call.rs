@@ -64,7 +64,7 @@ impl Call {
     /// The call joins the trace of a `traceparent` that is there; none is ever overwritten.
     pub fn inject(&self, headers: &mut HeaderMap) {
         headers::take_over(&self.tracker, &self.op, headers);
-        headers::add(&self.op, headers, self.traceparent);
+        headers::add(&self.tracker, &self.op, headers, self.traceparent);
     }
 
     /// Replaces the innermost phase. At first it is `connecting or waiting for the answer`.

@@ -137,7 +137,7 @@ where
         });
         headers::take_over(&layer.tracker, &op, &parts.headers);
         if propagate {
-            headers::add(&op, &mut parts.headers, layer.traceparent);
+            headers::add(&layer.tracker, &op, &mut parts.headers, layer.traceparent);
         } else {
             headers::remove(&mut parts.headers);
         }

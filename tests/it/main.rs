@@ -16,6 +16,7 @@ mod kernel_opcodes;
 mod kernel_parking;
 mod kernel_recorder;
 mod mounted;
+mod otel;
 mod program;
 mod report;
 mod resource;
