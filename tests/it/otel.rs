@@ -1,6 +1,10 @@
 //! Spans as a receiver gets them: ids, parents, phases, partial ones of stuck ops, and what becomes of them when nobody takes them.
 
 use std::{
+    convert::Infallible,
+    io::Write,
+    net::TcpListener,
+    process::{Command, Stdio},
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicU16, Ordering::Relaxed},
@@ -9,14 +13,24 @@ use std::{
 };
 
 use axum::{body::Bytes, extract::State, http::HeaderMap, http::StatusCode, routing::post};
-use inflight::{OpId, Tracker, otel::Exporter, resource::Resource};
+use inflight::{
+    OpId, Report, Tracker,
+    http::ServerLayer,
+    otel::{Exporter, Protocol},
+    resource::Resource,
+};
+use opentelemetry::trace::{TraceContextExt as _, Tracer as _, TracerProvider as _};
 use opentelemetry_proto::tonic::{
-    collector::trace::v1::ExportTraceServiceRequest,
+    collector::trace::v1::{
+        ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_server::{TraceService, TraceServiceServer},
+    },
     common::v1::{KeyValue, any_value::Value},
     trace::v1::Span,
 };
 use prost::Message;
 use tokio::runtime::Runtime;
+use tower::{Layer as _, Service as _};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -24,7 +38,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 struct Receiver {
     url: String,
     got: Arc<Got>,
-    _runtime: Runtime,
+    runtime: Runtime,
 }
 
 #[derive(Default)]
@@ -51,19 +65,17 @@ impl Receiver {
             .build()
             .unwrap();
         let got = Arc::new(Got::default());
+        let grpc = TraceServiceServer::new(Grpc(Arc::clone(&got)));
         let app = axum::Router::new()
             .route("/v1/traces", post(take))
-            .with_state(Arc::clone(&got));
+            .with_state(Arc::clone(&got))
+            .merge(tonic::service::Routes::new(grpc).into_axum_router());
         let listener = runtime
             .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
             .unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         runtime.spawn(async move { axum::serve(listener, app).await });
-        Self {
-            url,
-            got,
-            _runtime: runtime,
-        }
+        Self { url, got, runtime }
     }
 
     fn exporter(&self, tracker: &Tracker) -> Exporter {
@@ -94,25 +106,47 @@ impl Receiver {
     }
 }
 
-async fn take(State(got): State<Arc<Got>>, headers: HeaderMap, body: Bytes) -> StatusCode {
-    let request = ExportTraceServiceRequest::decode(body).unwrap();
-    let status = StatusCode::from_u16(got.status.load(Relaxed)).unwrap_or(StatusCode::OK);
-    let mut taken = got.state.lock().unwrap();
-    taken.requests += 1;
-    if status.is_success() {
-        for resource in request.resource_spans {
-            let attributes = resource.resource.unwrap().attributes;
-            taken
-                .services
-                .push(text(&attributes, "service.name").unwrap());
-            let spans = resource.scope_spans.into_iter();
-            taken.spans.extend(spans.flat_map(|scope| scope.spans));
+/// The same over gRPC.
+struct Grpc(Arc<Got>);
+
+#[tonic::async_trait]
+impl TraceService for Grpc {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportTraceServiceRequest>,
+    ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+        let (metadata, _, request) = request.into_parts();
+        match self.0.keep(metadata.into_headers(), request) {
+            StatusCode::OK => Ok(tonic::Response::new(ExportTraceServiceResponse::default())),
+            status => Err(tonic::Status::invalid_argument(status.to_string())),
         }
-        taken.headers.push(headers);
     }
-    drop(taken);
-    got.changed.notify_all();
-    status
+}
+
+async fn take(State(got): State<Arc<Got>>, headers: HeaderMap, body: Bytes) -> StatusCode {
+    got.keep(headers, ExportTraceServiceRequest::decode(body).unwrap())
+}
+
+impl Got {
+    fn keep(&self, headers: HeaderMap, request: ExportTraceServiceRequest) -> StatusCode {
+        let status = StatusCode::from_u16(self.status.load(Relaxed)).unwrap_or(StatusCode::OK);
+        let mut taken = self.state.lock().unwrap();
+        taken.requests += 1;
+        if status.is_success() {
+            for resource in request.resource_spans {
+                let attributes = resource.resource.unwrap().attributes;
+                taken
+                    .services
+                    .push(text(&attributes, "service.name").unwrap());
+                let spans = resource.scope_spans.into_iter();
+                taken.spans.extend(spans.flat_map(|scope| scope.spans));
+            }
+            taken.headers.push(headers);
+        }
+        drop(taken);
+        self.changed.notify_all();
+        status
+    }
 }
 
 fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
@@ -278,4 +312,419 @@ fn a_stuck_op_is_there_while_it_is_stuck_and_once_more_when_it_has_ended() {
     };
     assert!(!is_partial(span));
     assert_eq!(span.status.as_ref().map_or(0, |status| status.code), 0);
+}
+
+#[test]
+fn a_burst_arrives_or_is_counted() {
+    const OPS: u64 = 100_000;
+    for queue in [OPS as usize, 500] {
+        let receiver = Receiver::start();
+        let tracker = Tracker::new("burst");
+        let exporter = Exporter::builder(&tracker)
+            .endpoint(&receiver.url)
+            .queue(queue)
+            .flush_within(Duration::from_secs(120))
+            .start();
+
+        for _ in 0..OPS {
+            drop(tracker.begin("x"));
+        }
+        exporter.shutdown();
+
+        let taken = receiver.taken();
+        let dropped = tracker.snapshot().totals.spans_dropped;
+        assert_eq!(taken.spans.len() as u64 + dropped, OPS);
+        let mut ids: Vec<_> = taken.spans.iter().map(|span| &span.span_id).collect();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), taken.spans.len(), "none came twice");
+        if queue as u64 == OPS {
+            assert_eq!(dropped, 0);
+        }
+    }
+}
+
+#[test]
+fn an_endpoint_that_is_silent_holds_up_nothing_and_is_said() {
+    // The kernel takes the connection, and nobody ever reads.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tracker = Tracker::new("silent");
+    let exporter = Exporter::builder(&tracker)
+        .endpoint(format!("http://{}", listener.local_addr().unwrap()))
+        .every(Duration::from_millis(10))
+        .queue(1000)
+        .start();
+    drop(tracker.begin("first"));
+    let _connected = listener.accept().unwrap();
+
+    for _ in 0..5000 {
+        drop(tracker.begin("x"));
+    }
+    let while_silent = tracker.snapshot().totals.spans_dropped;
+    exporter.shutdown();
+
+    assert!(
+        while_silent >= 3500,
+        "{while_silent} of 5001 with room for 1000"
+    );
+    let totals = tracker.snapshot().totals;
+    assert_eq!(totals.spans_dropped, 5001);
+    let report = Report::local(&tracker).to_string();
+    let said = report.lines().find(|line| line.starts_with("Spans of "));
+    let said = said.unwrap_or_else(|| panic!("{report}"));
+    assert!(said.contains("5001 ended ops not sent"), "{said}");
+    assert!(said.contains("takes no spans"), "{report}");
+}
+
+#[test]
+fn an_endpoint_that_is_absent_is_said_while_the_exporter_runs() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
+        let tracker = Tracker::new("absent");
+        let exporter = Exporter::builder(&tracker)
+            .endpoint(format!("http://user:secret@{address}"))
+            .protocol(protocol)
+            .every(Duration::from_millis(10))
+            .start();
+        assert_eq!(exporter.problem(), None);
+
+        drop(tracker.begin("x"));
+
+        let until = Instant::now() + DEADLINE;
+        let problem = loop {
+            match tracker.snapshot().totals.spans_problem {
+                Some(problem) => break problem,
+                None => assert!(Instant::now() < until),
+            }
+            std::thread::yield_now();
+        };
+        assert!(problem.contains(&address.to_string()), "{problem}");
+        assert!(!problem.contains("secret"), "{problem}");
+        exporter.shutdown();
+        assert_eq!(tracker.snapshot().totals.spans_dropped, 1);
+    }
+}
+
+#[test]
+fn what_was_refused_is_sent_again_and_counted_once_given_up() {
+    let receiver = Receiver::start();
+    let tracker = Tracker::new("refused");
+    receiver.got.status.store(400, Relaxed);
+    let exporter = receiver.exporter(&tracker);
+
+    drop(tracker.begin("x"));
+    drop(receiver.wait_for(|taken| taken.requests == 1));
+    receiver.got.status.store(0, Relaxed);
+    drop(receiver.wait_for(|taken| taken.spans.len() == 1));
+    receiver.got.status.store(400, Relaxed);
+    drop(tracker.begin("y"));
+    drop(receiver.wait_for(|taken| taken.requests == 5));
+    exporter.shutdown();
+
+    assert_eq!(receiver.taken().spans.len(), 1);
+    assert_eq!(tracker.snapshot().totals.spans_dropped, 1);
+}
+
+#[test]
+fn nothing_is_kept_and_nothing_is_counted_without_an_exporter() {
+    let tracker = Tracker::new("none");
+
+    drop(tracker.begin("x"));
+
+    let totals = tracker.snapshot().totals;
+    assert_eq!((totals.ended, totals.spans_dropped), (1, 0));
+    assert!(!Report::local(&tracker).to_string().contains("Spans of"));
+}
+
+#[test]
+fn a_tracker_has_one_exporter_at_a_time() {
+    let receiver = Receiver::start();
+    let tracker = Tracker::new("one");
+    let first = receiver.exporter(&tracker);
+
+    let second = Exporter::builder(&tracker).endpoint(&receiver.url).start();
+    assert_eq!(
+        second.problem(),
+        Some("another exporter is attached to this tracker")
+    );
+    drop(second);
+    drop(tracker.begin("still sent"));
+    first.shutdown();
+    assert_eq!(receiver.taken().spans.len(), 1);
+
+    let third = receiver.exporter(&tracker);
+    drop(tracker.begin("sent by the third"));
+    third.shutdown();
+    assert_eq!(receiver.taken().spans.len(), 2);
+}
+
+const CHILD: &str = "INFLIGHT_TEST_OTEL";
+
+/// Ends one op, where the environment says.
+#[test]
+fn sends_a_span_if_told_to() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    let tracker = Tracker::new("from the code");
+    let exporter = Exporter::builder(&tracker).flush_within(DEADLINE).start();
+    drop(tracker.begin("x"));
+    exporter.shutdown();
+    let totals = tracker.snapshot().totals;
+    let said = (totals.spans_dropped, totals.spans_problem);
+    writeln!(std::io::stdout(), "{} {:?}", said.0, said.1).unwrap();
+}
+
+fn with_variables(variables: &[(&str, &str)]) -> String {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "otel::sends_a_span_if_told_to", "--nocapture"])
+        .env(CHILD, "1")
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    String::from_utf8(child.stdout).unwrap()
+}
+
+#[test]
+fn the_standard_variables_say_where_how_and_as_whom() {
+    let receiver = Receiver::start();
+    let traces = format!("{}/v1/traces", receiver.url);
+    let all = [
+        vec![
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url.as_str()),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_SERVICE_NAME", "from-env"),
+        ],
+        vec![
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url.as_str()),
+            ("OTEL_RESOURCE_ATTRIBUTES", "service.name=from-env,x=y"),
+        ],
+        vec![
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", traces.as_str()),
+            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf"),
+            ("OTEL_SERVICE_NAME", "from-env"),
+        ],
+    ];
+    for mut variables in all {
+        variables.push(("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=42"));
+
+        let said = with_variables(&variables);
+
+        assert!(said.contains("0 None"), "{said}");
+        let mut taken = receiver.taken();
+        assert_eq!(taken.spans.len(), 1, "{variables:?}");
+        assert_eq!(taken.services, ["from-env"]);
+        assert_eq!(taken.headers[0]["x-tenant"], "42");
+        *taken = Taken::default();
+    }
+    for (name, value) in [
+        ("OTEL_SDK_DISABLED", "true"),
+        ("OTEL_TRACES_EXPORTER", "none"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+    ] {
+        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url.as_str());
+
+        let said = with_variables(&[endpoint, (name, value)]);
+
+        assert!(said.contains(&format!("Some(\"{name}={value}")), "{said}");
+        assert_eq!(receiver.taken().requests, 0);
+    }
+}
+
+#[test]
+fn settings_in_code_go_before_the_variables_and_headers_travel_both_ways() {
+    let receiver = Receiver::start();
+    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
+        let tracker = Tracker::new("tracker");
+        let exporter = Exporter::builder(&tracker)
+            .endpoint(&receiver.url)
+            .protocol(protocol)
+            .header("X-Tenant", "42")
+            .service_name("named")
+            .flush_within(DEADLINE)
+            .start();
+
+        drop(tracker.begin("x"));
+        exporter.shutdown();
+
+        let mut taken = receiver.taken();
+        assert_eq!((taken.spans.len(), taken.services.len()), (1, 1));
+        assert_eq!(taken.services, ["named"]);
+        assert_eq!(taken.headers[0]["x-tenant"], "42");
+        *taken = Taken::default();
+    }
+}
+
+#[test]
+fn an_op_under_a_span_of_the_application_joins_its_trace() {
+    let receiver = Receiver::start();
+    let tracker = Tracker::new("app");
+    let exporter = receiver.exporter(&tracker);
+    let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
+    let span = provider.tracer("app").start("theirs");
+    let theirs = opentelemetry::Context::new().with_span(span);
+    let context = theirs.span().span_context().clone();
+
+    let op = {
+        let _active = theirs.attach();
+        tracker.begin("ours")
+    };
+    let child = {
+        let _in = op.enter();
+        tracker.begin("child")
+    };
+    let op_id = op.id().unwrap();
+    assert_eq!(
+        op.context().unwrap().trace.to_string(),
+        context.trace_id().to_string()
+    );
+    drop((child, op));
+    drop(tracker.begin("after"));
+    exporter.shutdown();
+
+    let taken = receiver.taken();
+    let named = |name: &str| taken.spans.iter().find(|span| span.name == name).unwrap();
+    let trace = context.trace_id().to_bytes();
+    assert_eq!(named("ours").trace_id, trace);
+    assert_eq!(named("ours").parent_span_id, context.span_id().to_bytes());
+    assert_eq!(named("child").trace_id, trace);
+    assert_eq!(named("child").parent_span_id, id(op_id));
+    assert_ne!(named("after").trace_id, trace);
+}
+
+#[test]
+fn what_others_did_not_sample_is_not_sent_unless_it_is_wanted_and_failed() {
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    for wanted in [false, true] {
+        let receiver = Receiver::start();
+        let tracker = Tracker::new("app");
+        let exporter = Exporter::builder(&tracker)
+            .endpoint(&receiver.url)
+            .unsampled_trouble(wanted)
+            .flush_within(DEADLINE)
+            .start();
+        let never = tower::service_fn(|_: axum::http::Request<_>| {
+            std::future::pending::<Result<axum::response::Response, Infallible>>()
+        });
+        let mut server = ServerLayer::new(&tracker).layer(never);
+
+        for flags in ["00", "01"] {
+            let request = axum::http::Request::get("/x")
+                .header(
+                    "traceparent",
+                    format!("00-{TRACE}-00f067aa0ba902b7-{flags}"),
+                )
+                .body(axum::body::Body::empty())
+                .unwrap();
+            drop(server.call(request));
+        }
+        let unsampled = opentelemetry::trace::SpanContext::new(
+            opentelemetry::TraceId::from(7_u128),
+            opentelemetry::SpanId::from(7_u64),
+            opentelemetry::TraceFlags::default(),
+            false,
+            opentelemetry::trace::TraceState::NONE,
+        );
+        let theirs = opentelemetry::Context::new().with_remote_span_context(unsampled);
+        let _active = theirs.attach();
+        drop(tracker.begin("well"));
+        exporter.shutdown();
+
+        let taken = receiver.taken();
+        let names: Vec<&str> = taken.spans.iter().map(|span| span.name.as_str()).collect();
+        let gets = names.iter().filter(|name| **name == "GET").count();
+        assert_eq!(gets, if wanted { 2 } else { 1 }, "{names:?}");
+        assert!(!names.contains(&"well"));
+        assert_eq!(
+            tracker.snapshot().totals.spans_dropped,
+            0,
+            "not wanted is not lost"
+        );
+    }
+}
+
+#[test]
+fn requests_carry_a_traceparent_while_an_exporter_runs() {
+    let receiver = Receiver::start();
+    let tracker = Tracker::new("app");
+    let exporter = receiver.exporter(&tracker);
+    let call = tracker.call("GET", "http://api/x");
+    let mut headers = HeaderMap::new();
+
+    call.inject(&mut headers);
+
+    let op = call.op().context().unwrap();
+    assert_eq!(
+        headers["traceparent"],
+        format!("00-{}-{}-01", op.trace, op.op)
+    );
+    drop(exporter);
+    let mut headers = HeaderMap::new();
+    call.inject(&mut headers);
+    assert!(!headers.contains_key("traceparent"));
+}
+
+#[test]
+fn http_ops_have_the_names_of_the_semantic_conventions_and_no_secret() {
+    let receiver = Receiver::start();
+    let tracker = Tracker::new("app");
+    let exporter = receiver.exporter(&tracker);
+
+    let call = tracker.call("POST", "http://me:hunter2@api:81/x?token=s3cret#fragment");
+    call.sent(5);
+    call.response(503_u16);
+    drop(call);
+    let answer = tower::service_fn(|_: axum::http::Request<_>| async {
+        Ok::<_, Infallible>(axum::response::Response::new(axum::body::Body::empty()))
+    });
+    let request = axum::http::Request::get("/y?token=s3cret")
+        .body(axum::body::Body::empty())
+        .unwrap();
+    let mut server = ServerLayer::new(&tracker).layer(answer);
+    let answered = receiver.runtime.block_on(server.call(request)).unwrap();
+    drop(answered);
+    exporter.shutdown();
+
+    let taken = receiver.taken();
+    let lines = |kind: &str| {
+        let spans = attribute(&taken.spans, "inflight.kind", kind);
+        assert_eq!(spans.len(), 1);
+        let of_op = |key: &KeyValue| !key.key.starts_with("inflight.");
+        let keys = spans[0].attributes.iter().filter(|key| of_op(key));
+        let keys = keys.map(|key| key.key.as_str());
+        let shown = keys.map(|key| format!("{key}={}", text(&spans[0].attributes, key).unwrap()));
+        let mut lines = vec![format!("{} {:?}", spans[0].name, spans[0].kind())];
+        lines.extend(shown);
+        lines
+    };
+    assert_eq!(
+        lines("http.client"),
+        [
+            "POST Client",
+            "http.request.method=POST",
+            "url.full=http://api:81/x?token=..",
+            "server.address=api",
+            "server.port=81",
+            "http.response.status_code=503",
+            "http.request.body.size=5",
+            "error.type=503",
+        ]
+    );
+    assert_eq!(
+        lines("http.server"),
+        [
+            "GET Server",
+            "http.request.method=GET",
+            "url.path=/y",
+            "url.query=token=..",
+            "http.response.status_code=200",
+        ]
+    );
+    let all = format!("{:?}", taken.spans);
+    for secret in ["hunter2", "s3cret", "fragment"] {
+        assert!(!all.contains(secret), "{all}");
+    }
 }
