@@ -33,6 +33,8 @@ pub(crate) type FindActive = fn() -> Option<Active>;
 
 /// The way out of ended ops; closed until an exporter opens it.
 pub(crate) struct Outlet {
+    /// An exporter has it, open or about to be.
+    is_taken: AtomicBool,
     is_open: AtomicBool,
     queue: SegQueue<Arc<Record>>,
     // SegQueue::len is not exact, and the bound is.
@@ -49,6 +51,7 @@ pub(crate) struct Outlet {
 impl Outlet {
     pub(crate) fn new() -> Self {
         Self {
+            is_taken: AtomicBool::new(false),
             is_open: AtomicBool::new(false),
             queue: SegQueue::new(),
             queued: AtomicUsize::new(0),
@@ -63,10 +66,14 @@ impl Outlet {
 
     /// Lets ended ops in; false if an exporter has done so already.
     pub(crate) fn open(&self, capacity: usize, wake_at: usize, find_active: FindActive) -> bool {
+        if self.is_taken.swap(true, AcqRel) {
+            return false;
+        }
         let _ = self.find_active.set(find_active);
         self.capacity.store(capacity, Relaxed);
         self.wake_at.store(wake_at.min(capacity).max(1), Relaxed);
-        !self.is_open.swap(true, AcqRel)
+        self.is_open.store(true, Release);
+        true
     }
 
     /// Lets no more in. What is still in the queue is lost.
@@ -76,6 +83,7 @@ impl Outlet {
         while self.pop().is_some() {
             self.lose(1);
         }
+        self.is_taken.store(false, Release);
     }
 
     pub(crate) fn is_open(&self) -> bool {

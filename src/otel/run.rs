@@ -125,8 +125,9 @@ impl Run {
                 return;
             }
             if Instant::now() >= self.next_look {
-                let partial = self.settings.partial;
-                let spans = self.watch.look(&self.tracker, self.clock, partial);
+                let (partial, trouble) = (self.settings.partial, self.settings.unsampled_trouble);
+                let is_wanted = |record: &Record| partial && (trouble || is_sampled(record));
+                let spans = self.watch.look(&self.tracker, self.clock, is_wanted);
                 let stuck = self.tracker.stuck_after().div_f64(2.0);
                 let pause = LOOK.min(stuck).max(self.settings.every());
                 self.next_look = Instant::now() + pause;
@@ -214,16 +215,12 @@ impl Run {
 
     // What others decided not to sample stays so.
     fn is_wanted(&self, record: &Record) -> bool {
-        const SAMPLED: u8 = 1;
-        let is_sampled = record
-            .trace_flags()
-            .is_none_or(|flags| flags & SAMPLED != 0);
         let is_trouble = || {
             let outcome = record.outcome();
             let is_well = matches!(outcome, Outcome::Completed | Outcome::Returned);
             !is_well || self.watch.was_stuck(record.id)
         };
-        is_sampled || (self.settings.unsampled_trouble && is_trouble())
+        is_sampled(record) || (self.settings.unsampled_trouble && is_trouble())
     }
 
     // One request, which is given up when it is time to stop.
@@ -307,6 +304,12 @@ impl Run {
         self.stop_by()
             .is_some_and(|by| !self.is_well || Instant::now() >= by)
     }
+}
+
+fn is_sampled(record: &Record) -> bool {
+    const SAMPLED: u8 = 1;
+    let flags = record.trace_flags();
+    flags.is_none_or(|flags| flags & SAMPLED != 0)
 }
 
 fn words(error: &OTelSdkError) -> String {

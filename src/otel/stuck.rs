@@ -12,6 +12,7 @@ use crate::{
     clock::Stamp,
     graph::Why,
     id::{Context, OpId},
+    record::Record,
     report::Report,
     snapshot::{Filter, Kind, Snapshot, State},
     tracker::Tracker,
@@ -38,6 +39,7 @@ pub(super) struct Watch {
 
 struct Seen {
     at_look: u64,
+    was_stuck: bool,
     /// How many partial spans it has had, and when it gets the next.
     sent: u32,
     next: Option<Instant>,
@@ -47,8 +49,13 @@ struct Seen {
 }
 
 impl Watch {
-    /// Looks once, and returns the partial spans that are due. With `partial` off it only looks for callers.
-    pub(super) fn look(&mut self, tracker: &Tracker, clock: Clock, partial: bool) -> Vec<SpanData> {
+    /// Looks once, and returns the partial spans that are due of ops that are wanted.
+    pub(super) fn look(
+        &mut self,
+        tracker: &Tracker,
+        clock: Clock,
+        is_wanted: impl Fn(&Record) -> bool,
+    ) -> Vec<SpanData> {
         self.look += 1;
         let old = Filter::new().min_age(tracker.slow_after());
         let snapshot = tracker.snapshot_of(&old);
@@ -56,20 +63,19 @@ impl Watch {
         for op in &snapshot.ops {
             let seen = self.ops.entry(op.id).or_insert_with(|| Seen {
                 at_look: 0,
+                was_stuck: false,
                 sent: 0,
                 next: None,
                 ask: (now, ASK[0]),
                 caller: None,
             });
             seen.at_look = self.look;
+            seen.was_stuck |= op.state == State::Stuck;
         }
         let look = self.look;
         self.ops.retain(|_, seen| look - seen.at_look < KEPT);
         self.find_callers(tracker, &snapshot, now);
-        match partial {
-            true => self.partial(tracker, &snapshot, clock, now),
-            false => Vec::new(),
-        }
+        self.partial(tracker, &snapshot, clock, is_wanted)
     }
 
     /// The request that certainly made this FUSE op.
@@ -79,7 +85,7 @@ impl Watch {
 
     /// Whether the op was seen stuck.
     pub(super) fn was_stuck(&self, op: OpId) -> bool {
-        self.ops.get(&op).is_some_and(|seen| seen.next.is_some())
+        self.ops.get(&op).is_some_and(|seen| seen.was_stuck)
     }
 
     fn partial(
@@ -87,8 +93,9 @@ impl Watch {
         tracker: &Tracker,
         snapshot: &Snapshot,
         clock: Clock,
-        now: Instant,
+        is_wanted: impl Fn(&Record) -> bool,
     ) -> Vec<SpanData> {
+        let now = Instant::now();
         let stamp = Stamp::now();
         let mut due = Vec::new();
         for op in &snapshot.ops {
@@ -102,7 +109,7 @@ impl Watch {
                 continue;
             }
             // One that ended meanwhile sends its own.
-            let Some(record) = tracker.find(op.id) else {
+            let Some(record) = tracker.find(op.id).filter(|record| is_wanted(record)) else {
                 continue;
             };
             let pause = 2_u32.saturating_pow(seen.sent);
@@ -167,4 +174,54 @@ fn callers(report: &Report) -> Vec<(OpId, Context)> {
         Some((called, context))
     });
     found.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::callers;
+    use crate::{report::Report, snapshot::Snapshot};
+
+    const POST: &str = "00000000000000a1";
+    const READDIR: &str = "00000000000000b2";
+
+    // A server whose thread 7 works for a POST, and a daemon whose readdir thread 7 has called.
+    fn report(wchan: &str) -> Report {
+        let trace = |digit: &str| digit.repeat(32);
+        let snapshot = |pid: u32, op: serde_json::Value| {
+            let read = json!({
+                "schema": "inflight/1", "clock_ms": 9000.0, "ops": [op],
+                "process": {"service": "x", "pid": pid, "boot_id": "b", "pid_ns": "p", "time_ns": "t"},
+            });
+            serde_json::from_value::<Snapshot>(read).unwrap()
+        };
+        let server = snapshot(
+            1,
+            json!({"id": POST, "trace_id": trace("1"), "kind": "http.server", "name": "POST", "age_ms": 5000.0,
+                "thread": {"tid": 7, "name": "w", "since_ms": 4000.0, "wchan": wchan}}),
+        );
+        let daemon = snapshot(
+            2,
+            json!({"id": READDIR, "trace_id": trace("2"), "kind": "fuse", "name": "readdir", "age_ms": 3000.0,
+                "caller": {"tid": 7, "pid": 1}}),
+        );
+        Report::from_snapshots(vec![daemon, server])
+    }
+
+    #[test]
+    fn a_fuse_op_is_linked_to_the_request_whose_thread_has_certainly_called_it() {
+        let found = callers(&report("request_wait_answer"));
+
+        let [(called, caller)] = found.as_slice() else {
+            panic!("{found:?}");
+        };
+        assert_eq!(called.to_string(), READDIR);
+        assert_eq!(caller.to_string(), format!("{}-{POST}", "1".repeat(32)));
+    }
+
+    #[test]
+    fn a_caller_that_is_only_likely_is_not_linked() {
+        assert!(callers(&report("futex_wait")).is_empty());
+    }
 }

@@ -621,14 +621,7 @@ fn what_others_did_not_sample_is_not_sent_unless_it_is_wanted_and_failed() {
                 .unwrap();
             drop(server.call(request));
         }
-        let unsampled = opentelemetry::trace::SpanContext::new(
-            opentelemetry::TraceId::from(7_u128),
-            opentelemetry::SpanId::from(7_u64),
-            opentelemetry::TraceFlags::default(),
-            false,
-            opentelemetry::trace::TraceState::NONE,
-        );
-        let theirs = opentelemetry::Context::new().with_remote_span_context(unsampled);
+        let theirs = opentelemetry::Context::new().with_remote_span_context(unsampled());
         let _active = theirs.attach();
         drop(tracker.begin("well"));
         exporter.shutdown();
@@ -727,4 +720,71 @@ fn http_ops_have_the_names_of_the_semantic_conventions_and_no_secret() {
     for secret in ["hunter2", "s3cret", "fragment"] {
         assert!(!all.contains(secret), "{all}");
     }
+}
+
+#[test]
+fn an_op_under_a_tracing_span_joins_its_trace() {
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    let receiver = Receiver::start();
+    let tracker = Tracker::new("app");
+    let exporter = receiver.exporter(&tracker);
+    let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
+    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("app"));
+    let subscriber = tracing_subscriber::registry().with(layer);
+
+    let (theirs, ours) = tracing::subscriber::with_default(subscriber, || {
+        let span = tracing::info_span!("theirs");
+        let _in = span.enter();
+        let op = tracker.begin("ours");
+        let active = opentelemetry::Context::current();
+        let theirs = active.span().span_context().clone();
+        (theirs, op.context().unwrap())
+    });
+    exporter.shutdown();
+
+    assert!(theirs.is_valid());
+    assert_eq!(ours.trace.to_string(), theirs.trace_id().to_string());
+    let taken = receiver.taken();
+    assert_eq!(taken.spans[0].parent_span_id, theirs.span_id().to_bytes());
+}
+
+#[test]
+fn a_stuck_op_that_others_did_not_sample_has_a_partial_span_only_if_it_is_wanted() {
+    for wanted in [false, true] {
+        let receiver = Receiver::start();
+        let tracker = Tracker::builder("app")
+            .slow_after(Duration::from_millis(10))
+            .stuck_after(Duration::from_millis(40))
+            .build();
+        let exporter = Exporter::builder(&tracker)
+            .endpoint(&receiver.url)
+            .every(Duration::from_millis(10))
+            .unsampled_trouble(wanted)
+            .start();
+        let theirs = opentelemetry::Context::new().with_remote_span_context(unsampled());
+        let hidden = {
+            let _active = theirs.attach();
+            tracker.begin("hidden")
+        };
+        let _shown = tracker.begin("shown");
+
+        // The older one comes first, if it comes.
+        let taken = receiver.wait_for(|taken| !taken.spans.is_empty());
+        let hidden = hidden.id().unwrap().to_string();
+        let found = attribute(&taken.spans, "inflight.op.id", &hidden);
+        assert_eq!(!found.is_empty(), wanted, "{:#?}", taken.spans);
+        drop(taken);
+        drop(exporter);
+    }
+}
+
+fn unsampled() -> opentelemetry::trace::SpanContext {
+    opentelemetry::trace::SpanContext::new(
+        opentelemetry::TraceId::from(7_u128),
+        opentelemetry::SpanId::from(7_u64),
+        opentelemetry::TraceFlags::default(),
+        false,
+        opentelemetry::trace::TraceState::NONE,
+    )
 }
