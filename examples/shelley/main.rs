@@ -15,9 +15,10 @@ mod story;
 
 use std::{
     fmt::Display, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode, str::FromStr,
-    time::Duration,
+    sync::OnceLock, time::Duration,
 };
 
+use inflight::{Tracker, otel::Exporter};
 use tokio::io::AsyncReadExt;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,7 +28,8 @@ usage: shelley                       tells the story: the hang, what shows it, a
        shelley serve [--listen 127.0.0.1:0] [--walk naive|repaired] [--threads 4]
                      [--gate POINT=SOCKET]..      POINT is `locked`, `list` or `one`
        shelley mount DIR --server URL [--cwd DIR] [--slots 1] [--inline] [--http-timeout 120]
-       both: [--ready-fd N] writes READY there; [--stop-at-eof] ends when stdin does
+       both: [--ready-fd N] writes READY there; [--stop-at-eof] ends when stdin does;
+             [--otlp URL] sends spans there, as http://127.0.0.1:4318
 ";
 
 fn main() -> ExitCode {
@@ -61,6 +63,7 @@ fn serve(mut args: Args) -> Result<(), String> {
     while let Some(gate) = args.value("--gate")? {
         gates.add(&gate)?;
     }
+    otlp(&mut args)?;
     let life = Life::from(&mut args)?;
     args.nothing_left()?;
 
@@ -84,6 +87,7 @@ fn mount(mut args: Args) -> Result<(), String> {
     let slots: usize = args.parsed("--slots")?.unwrap_or(1);
     let inline = args.flag("--inline");
     let timeout = Duration::from_secs(args.parsed("--http-timeout")?.unwrap_or(120));
+    otlp(&mut args)?;
     let life = Life::from(&mut args)?;
     let dir = PathBuf::from(args.next().ok_or("mount needs a directory")?);
     args.nothing_left()?;
@@ -113,6 +117,18 @@ fn mount(mut args: Args) -> Result<(), String> {
         .map_err(|e| format!("cannot unmount {}: {e}", dir.display()));
     runtime.shutdown_background();
     ended
+}
+
+/// Where spans go; nowhere unless it was said.
+static OTLP: OnceLock<String> = OnceLock::new();
+
+fn otlp(args: &mut Args) -> Result<(), String> {
+    args.value("--otlp")?.map(|url| OTLP.set(url));
+    Ok(())
+}
+
+fn spans(tracker: &Tracker) -> Option<Exporter> {
+    Some(Exporter::builder(tracker).endpoint(OTLP.get()?).start())
 }
 
 fn runtime(threads: usize) -> Result<Runtime, String> {

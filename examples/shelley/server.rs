@@ -63,12 +63,14 @@ struct Server {
 pub(crate) struct Serving {
     pub(crate) address: SocketAddr,
     _debug: debug::Server,
+    _spans: Option<inflight::otel::Exporter>,
 }
 
 /// Serves until the runtime ends.
 pub(crate) async fn start(listen: SocketAddr, walk: Walk, gates: Gates) -> io::Result<Serving> {
     let tracker = Tracker::new("shelley");
     let _debug = debug::serve(&tracker);
+    let _spans = crate::spans(&tracker);
     let server = Server {
         conversations: Mutex::new(&tracker, "conversations", Vec::new()),
         begun: AtomicU64::new(0),
@@ -86,7 +88,11 @@ pub(crate) async fn start(listen: SocketAddr, walk: Walk, gates: Gates) -> io::R
     let listener = TcpListener::bind(listen).await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move { axum::serve(listener, app).await });
-    Ok(Serving { address, _debug })
+    Ok(Serving {
+        address,
+        _debug,
+        _spans,
+    })
 }
 
 /// Takes the same lock as [`begin`]: one half of the hang.
