@@ -53,7 +53,8 @@ impl Tracker {
 }
 
 impl Call {
-    /// Sets whether [`inject`](Self::inject) adds a `traceparent` where there is none. Default: no.
+    /// Sets whether [`inject`](Self::inject) adds a `traceparent` where there is none. Default: only
+    /// while an exporter of spans runs.
     pub fn traceparent(mut self, add: bool) -> Self {
         self.traceparent = add;
         self

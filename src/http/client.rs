@@ -74,7 +74,8 @@ impl ClientLayer {
 }
 
 impl<M> ClientLayer<M> {
-    /// Sets whether a request without a `traceparent` gets one. Default: no.
+    /// Sets whether a request without a `traceparent` gets one. Default: only while an exporter of spans
+    /// runs.
     ///
     /// Its flags are those that came with the request being served; without one, not sampled.
     #[must_use]

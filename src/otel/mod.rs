@@ -40,7 +40,8 @@
 //!
 //! An op that ends is put into a bounded queue; a thread of the exporter's own, with a runtime of its own, does
 //! the rest. When the queue is full, or the endpoint is down, slow or refuses, spans are lost,
-//! counted (`spans_dropped`) and said in every report. What no report shows, no span shows.
+//! counted (`spans_dropped`) and said in every report. A batch whose answer is lost is sent again, so that a span may come
+//! twice. What no report shows, no span shows.
 
 use std::{
     fmt,
@@ -61,6 +62,9 @@ mod stuck;
 
 /// So long [`Builder::start`] waits for its thread to get going.
 const START: Duration = Duration::from_secs(2);
+
+/// What the thread gets beyond the time to flush, to come to an end.
+const MOMENT: Duration = Duration::from_millis(300);
 
 /// Sends spans until it is dropped.
 ///
@@ -114,8 +118,8 @@ impl Exporter {
 
     /// Sends what has ended so far, and stops.
     ///
-    /// It takes [`Builder::flush_within`] at most, and no time worth naming if the endpoint does not answer anyway.
-    /// What could not be sent is counted as dropped.
+    /// It takes [`Builder::flush_within`] and a moment at most, and no time worth naming if the endpoint does not
+    /// answer anyway. What could not be sent is counted as dropped; ops in flight are not sent.
     pub fn shutdown(self) {
         drop(self);
     }
@@ -163,7 +167,8 @@ impl Builder {
         self
     }
 
-    /// Sets how long an ended op waits for others before it is sent. Default: `OTEL_BSP_SCHEDULE_DELAY`, else 0.5 s.
+    /// Sets how long an ended op waits for others before it is sent, a minute at most. Default:
+    /// `OTEL_BSP_SCHEDULE_DELAY`, else 0.5 s.
     pub fn every(mut self, delay: Duration) -> Self {
         self.settings.every = Some(delay);
         self
@@ -176,9 +181,9 @@ impl Builder {
         self
     }
 
-    /// Sets how long the exporter takes at most to stop. Default: 1 s.
+    /// Sets how long the exporter may take to send the rest when it is to stop, an hour at most. Default: 1 s.
     pub fn flush_within(mut self, time: Duration) -> Self {
-        self.settings.flush_within = time;
+        self.settings.flush_within = time.min(Duration::from_secs(3600));
         self
     }
 
@@ -260,7 +265,7 @@ impl Drop for Exporter {
         let until = Instant::now() + running.flush_within;
         running.stop.send_replace(Some(until));
         // The thread keeps to the time by itself; should it be stuck, nobody is stuck with it.
-        let _ = running.over.recv_timeout(running.flush_within * 2);
+        let _ = running.over.recv_timeout(running.flush_within + MOMENT);
     }
 }
 

@@ -69,7 +69,6 @@ impl Settings {
         let delay = || number("OTEL_BSP_SCHEDULE_DELAY");
         let delay = || delay().map(|ms| Duration::from_millis(ms as u64));
         self.every = self.every.or_else(delay);
-        self.service_name = self.service_name.or_else(|| variable("OTEL_SERVICE_NAME"));
         Ok(self)
     }
 
@@ -83,7 +82,8 @@ impl Settings {
     }
 
     pub(super) fn every(&self) -> Duration {
-        self.every.unwrap_or(EVERY).max(Duration::from_millis(10))
+        let (least, most) = (Duration::from_millis(10), Duration::from_secs(60));
+        self.every.unwrap_or(EVERY).clamp(least, most)
     }
 
     /// Where spans go, as it may be shown.

@@ -251,6 +251,13 @@ fn children_hang_under_their_parents_and_lie_within_them() {
         assert_eq!(child.trace_id, parent.trace_id);
         assert!(within(child, parent), "{child:#?}\n{parent:#?}");
     }
+    for (left, next) in [("stat", "list"), ("walk", "list"), ("handler", "write")] {
+        let (left, next) = (named(left), named(next));
+        assert!(
+            left.end_time_unix_nano <= next.start_time_unix_nano,
+            "it ends when it is left: {left:#?}"
+        );
+    }
     let mut ids: Vec<_> = taken.spans.iter().map(|span| &span.span_id).collect();
     ids.sort();
     ids.dedup();
@@ -517,6 +524,9 @@ fn the_standard_variables_say_where_how_and_as_whom() {
         let mut taken = receiver.taken();
         assert_eq!(taken.spans.len(), 1, "{variables:?}");
         assert_eq!(taken.services, ["from-env"]);
+        let kind = taken.headers[0]["content-type"].to_str().unwrap();
+        let wanted = variables.contains(&("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"));
+        assert_eq!(kind == "application/grpc", wanted, "{kind}");
         assert_eq!(taken.headers[0]["x-tenant"], "42");
         *taken = Taken::default();
     }
@@ -553,6 +563,12 @@ fn settings_in_code_go_before_the_variables_and_headers_travel_both_ways() {
         let mut taken = receiver.taken();
         assert_eq!((taken.spans.len(), taken.services.len()), (1, 1));
         assert_eq!(taken.services, ["named"]);
+        let kind = taken.headers[0]["content-type"].to_str().unwrap();
+        assert_eq!(
+            kind == "application/grpc",
+            protocol == Protocol::Grpc,
+            "{kind}"
+        );
         assert_eq!(taken.headers[0]["x-tenant"], "42");
         *taken = Taken::default();
     }
@@ -787,4 +803,27 @@ fn unsampled() -> opentelemetry::trace::SpanContext {
         false,
         opentelemetry::trace::TraceState::NONE,
     )
+}
+
+#[tokio::test]
+async fn one_may_be_started_and_stopped_within_a_runtime_of_the_application() {
+    let receiver = tokio::task::spawn_blocking(Receiver::start).await.unwrap();
+    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
+        let tracker = Tracker::new("async");
+        let exporter = Exporter::builder(&tracker)
+            .endpoint(&receiver.url)
+            .protocol(protocol)
+            .flush_within(Duration::MAX)
+            .every(Duration::MAX)
+            .start();
+        drop(tracker.begin("x"));
+
+        exporter.shutdown();
+
+        assert_eq!(tracker.snapshot().totals.spans_dropped, 0);
+    }
+    assert_eq!(receiver.taken().spans.len(), 2);
+    tokio::task::spawn_blocking(|| drop(receiver))
+        .await
+        .unwrap();
 }
