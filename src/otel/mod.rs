@@ -4,7 +4,7 @@
 //! The ids of an op are those of its span, so what `.diag` shows is found in Jaeger, and the other way round.
 //! Its phases are child spans, what it waited for and what is known of it are attributes, its outcome is the
 //! status. A FUSE op that a request of another process made carries a link to that request's span, when that
-//! is certain by the time it ends.
+//! is certain by the time it ends (peers are asked with feature `debug` only).
 //!
 //! ```
 //! use inflight::{Tracker, otel::Exporter};

@@ -162,7 +162,7 @@ impl Run {
         .await;
     }
 
-    // Sends all that is in the queue.
+    // Sends what is in the queue: all of it, or until it is time to look again, should it never be empty.
     async fn empty(&mut self, exporter: &SpanExporter) {
         loop {
             let batch = self.batch();
@@ -188,7 +188,8 @@ impl Run {
                 }
             }
             // What is left is counted when the outlet closes.
-            if self.is_over() {
+            let is_late = self.stop_by().is_none() && Instant::now() >= self.next_look;
+            if is_late || self.is_over() {
                 return;
             }
         }

@@ -18,6 +18,7 @@ mod kernel_recorder;
 mod mounted;
 mod otel;
 mod program;
+mod receiver;
 mod report;
 mod resource;
 mod snapshot_json;

@@ -5,159 +5,26 @@ use std::{
     io::Write,
     net::TcpListener,
     process::{Command, Stdio},
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard,
-        atomic::{AtomicU16, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
-use axum::{body::Bytes, extract::State, http::HeaderMap, http::StatusCode, routing::post};
+use axum::http::HeaderMap;
 use inflight::{
-    OpId, Report, Tracker,
+    Kind, OpId, Report, Snapshot, Tracker,
     http::ServerLayer,
     otel::{Exporter, Protocol},
     resource::Resource,
+    snapshot::LiveOp,
 };
 use opentelemetry::trace::{TraceContextExt as _, Tracer as _, TracerProvider as _};
-use opentelemetry_proto::tonic::{
-    collector::trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
-        trace_service_server::{TraceService, TraceServiceServer},
-    },
-    common::v1::{KeyValue, any_value::Value},
-    trace::v1::Span,
-};
-use prost::Message;
-use tokio::runtime::Runtime;
+use opentelemetry_proto::tonic::{common::v1::KeyValue, trace::v1::Span};
 use tower::{Layer as _, Service as _};
 
-const DEADLINE: Duration = Duration::from_secs(20);
-
-/// An OTLP/HTTP endpoint in this process, with a runtime of its own.
-struct Receiver {
-    url: String,
-    got: Arc<Got>,
-    runtime: Runtime,
-}
-
-#[derive(Default)]
-struct Got {
-    state: Mutex<Taken>,
-    changed: Condvar,
-    /// Answered instead of 200, unless 0.
-    status: AtomicU16,
-}
-
-#[derive(Default)]
-struct Taken {
-    spans: Vec<Span>,
-    services: Vec<String>,
-    headers: Vec<HeaderMap>,
-    requests: usize,
-}
-
-impl Receiver {
-    fn start() -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let got = Arc::new(Got::default());
-        let grpc = TraceServiceServer::new(Grpc(Arc::clone(&got)));
-        let app = axum::Router::new()
-            .route("/v1/traces", post(take))
-            .with_state(Arc::clone(&got))
-            .merge(tonic::service::Routes::new(grpc).into_axum_router());
-        let listener = runtime
-            .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
-            .unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        runtime.spawn(async move { axum::serve(listener, app).await });
-        Self { url, got, runtime }
-    }
-
-    fn exporter(&self, tracker: &Tracker) -> Exporter {
-        let exporter = Exporter::builder(tracker)
-            .endpoint(&self.url)
-            .every(Duration::from_millis(10))
-            .flush_within(DEADLINE)
-            .start();
-        assert_eq!(exporter.problem(), None);
-        exporter
-    }
-
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.got.state.lock().unwrap()
-    }
-
-    fn wait_for(&self, mut is_there: impl FnMut(&Taken) -> bool) -> MutexGuard<'_, Taken> {
-        let until = Instant::now() + DEADLINE;
-        let waited =
-            self.got
-                .changed
-                .wait_timeout_while(self.taken(), until - Instant::now(), |taken| {
-                    !is_there(taken)
-                });
-        let (taken, timeout) = waited.unwrap();
-        assert!(!timeout.timed_out(), "{:#?}", taken.spans);
-        taken
-    }
-}
-
-/// The same over gRPC.
-struct Grpc(Arc<Got>);
-
-#[tonic::async_trait]
-impl TraceService for Grpc {
-    async fn export(
-        &self,
-        request: tonic::Request<ExportTraceServiceRequest>,
-    ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
-        let (metadata, _, request) = request.into_parts();
-        match self.0.keep(metadata.into_headers(), request) {
-            StatusCode::OK => Ok(tonic::Response::new(ExportTraceServiceResponse::default())),
-            status => Err(tonic::Status::invalid_argument(status.to_string())),
-        }
-    }
-}
-
-async fn take(State(got): State<Arc<Got>>, headers: HeaderMap, body: Bytes) -> StatusCode {
-    got.keep(headers, ExportTraceServiceRequest::decode(body).unwrap())
-}
-
-impl Got {
-    fn keep(&self, headers: HeaderMap, request: ExportTraceServiceRequest) -> StatusCode {
-        let status = StatusCode::from_u16(self.status.load(Relaxed)).unwrap_or(StatusCode::OK);
-        let mut taken = self.state.lock().unwrap();
-        taken.requests += 1;
-        if status.is_success() {
-            for resource in request.resource_spans {
-                let attributes = resource.resource.unwrap().attributes;
-                taken
-                    .services
-                    .push(text(&attributes, "service.name").unwrap());
-                let spans = resource.scope_spans.into_iter();
-                taken.spans.extend(spans.flat_map(|scope| scope.spans));
-            }
-            taken.headers.push(headers);
-        }
-        drop(taken);
-        self.changed.notify_all();
-        status
-    }
-}
-
-fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
-    let found = attributes.iter().find(|attribute| attribute.key == key)?;
-    match found.value.as_ref()?.value.as_ref()? {
-        Value::StringValue(text) => Some(text.clone()),
-        Value::BoolValue(value) => Some(value.to_string()),
-        Value::IntValue(value) => Some(value.to_string()),
-        other => Some(format!("{other:?}")),
-    }
-}
+use crate::{
+    receiver::{Receiver, Taken, text},
+    stage::{DEADLINE, Hung, Stage, only, until},
+};
 
 fn id(op: OpId) -> Vec<u8> {
     op.value().to_be_bytes().to_vec()
@@ -826,4 +693,82 @@ async fn one_may_be_started_and_stopped_within_a_runtime_of_the_application() {
     tokio::task::spawn_blocking(|| drop(receiver))
         .await
         .unwrap();
+}
+
+#[test]
+fn a_stuck_op_is_told_of_in_the_middle_of_a_flood() {
+    let receiver = Receiver::start();
+    let tracker = Tracker::builder("flood")
+        .slow_after(Duration::from_millis(10))
+        .stuck_after(Duration::from_millis(40))
+        .build();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Relaxed) {
+                drop(tracker.begin("x"));
+            }
+        });
+        let exporter = Exporter::builder(&tracker).endpoint(&receiver.url).start();
+        let _stuck = tracker.begin("stuck");
+
+        let has_partial = |taken: &Taken| taken.spans.iter().any(is_partial);
+        let found = receiver
+            .got
+            .changed
+            .wait_timeout_while(receiver.taken(), DEADLINE, |taken| !has_partial(taken));
+        is_over.store(true, Relaxed);
+
+        assert!(has_partial(&found.unwrap().0));
+        drop(exporter);
+    });
+}
+
+#[test]
+fn the_readdir_of_the_hang_links_to_the_request_whose_thread_made_it() {
+    let receiver = Receiver::start();
+    let otlp = ["--otlp", receiver.url.as_str()];
+    let server = [&["--walk", "naive"], otlp.as_slice()].concat();
+    let Some(mut stage) = Stage::set(&server, &otlp) else {
+        return;
+    };
+    let send = stage.mnt().join("conversation/1b9b/send");
+    let mut shell = Hung::start(&format!("echo hello > {}", send.display()));
+    let report = until(|| {
+        let report: serde_json::Value = serde_json::from_str(&stage.diag(".diag.json")).unwrap();
+        (report["verdict"] == "deadlock").then_some(report)
+    });
+    let here: Snapshot = serde_json::from_value(report["local"].clone()).unwrap();
+    let there: Snapshot = serde_json::from_value(report["peers"][0].clone()).unwrap();
+    let flush = only(&here, Kind::Fuse, "flush");
+    let readdir = only(&here, Kind::Fuse, "readdir");
+    let post = only(&there, Kind::HttpServer, "POST");
+
+    // The client gives up after some seconds, which ends the hang.
+    shell.ended();
+    stage.mount.end();
+    stage.server.end();
+
+    let taken = receiver.taken();
+    let spans_of = |op: &LiveOp| {
+        let spans = taken.spans.iter().filter(|span| span.span_id == id(op.id));
+        spans.collect::<Vec<&Span>>()
+    };
+    for op in here.ops.iter().chain(&there.ops) {
+        let [span] = spans_of(op)[..] else {
+            panic!("{op:#?}\n{:#?}", taken.spans);
+        };
+        assert_eq!(span.trace_id, op.trace_id.value().to_be_bytes());
+        let parent = op.parent_id.map(id).unwrap_or_default();
+        assert_eq!(span.parent_span_id, parent, "{op:#?}");
+    }
+    let links = &spans_of(readdir)[0].links;
+    let [link] = links.as_slice() else {
+        panic!("{links:#?}");
+    };
+    assert_eq!(link.span_id, id(post.id));
+    assert_eq!(link.trace_id, post.trace_id.value().to_be_bytes());
+    assert!(spans_of(flush)[0].links.is_empty());
+    assert_ne!(flush.trace_id, readdir.trace_id);
+    assert_eq!(flush.trace_id, post.trace_id);
 }
