@@ -37,7 +37,10 @@ pub(super) fn parent(tracker: &Tracker, headers: &HeaderMap) -> Parent {
 /// Puts the op into the trace of a request that another tracing has named already.
 pub(super) fn take_over(tracker: &Tracker, op: &Op, headers: &HeaderMap) {
     let trace = only::<TraceParent>(tracker, headers, &TRACE_PARENT);
-    if let (Some(trace), Some(record)) = (trace, op.record()) {
+    // One that names the op itself was added by us, to headers that are used again.
+    if let (Some(trace), Some(record)) = (trace, op.record())
+        && trace.context.op != record.id
+    {
         record.take_trace(trace.context.trace, trace.context.op, trace.flags);
     }
 }

@@ -41,7 +41,7 @@
 //! An op that ends is put into a bounded queue; a thread of the exporter's own, with a runtime of its own, does
 //! the rest. When the queue is full, or the endpoint is down, slow or refuses, spans are lost,
 //! counted (`spans_dropped`) and said in every report. A batch whose answer is lost is sent again, so that a span may come
-//! twice. What no report shows, no span shows.
+//! twice; an endpoint that says it took a batch is believed, even if it adds that it rejected a part. What no report shows, no span shows.
 
 use std::{
     fmt,
@@ -174,7 +174,7 @@ impl Builder {
         self
     }
 
-    /// Sets how long the endpoint may take for an answer. Default: `OTEL_EXPORTER_OTLP_TRACES_TIMEOUT`, else
+    /// Sets how long the endpoint may take for an answer, an hour at most. Default: `OTEL_EXPORTER_OTLP_TRACES_TIMEOUT`, else
     /// `OTEL_EXPORTER_OTLP_TIMEOUT`, else 10 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = Some(timeout);

@@ -36,6 +36,9 @@ const AGAIN: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)
 /// An endpoint that has taken so long does not get more time when the exporter is to stop.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// An answer that takes so much longer than it may is not waited for: not all waits are under the client's timeout.
+const OVERTIME: u32 = 3;
+
 /// What an endpoint that does not answer still gets then.
 const GRACE: Duration = Duration::from_millis(50);
 
@@ -227,6 +230,7 @@ impl Run {
     // One request, which is given up when it is time to stop.
     async fn send(&mut self, exporter: &SpanExporter, spans: Vec<SpanData>) -> Result<(), Unsent> {
         let begun = Instant::now();
+        let give_up = begun + self.settings.timeout().saturating_mul(OVERTIME);
         let mut stopped = self.stop.clone();
         let mut export = pin!(exporter.export(spans));
         let mut is_well = self.is_well;
@@ -244,7 +248,7 @@ impl Run {
                 Some(by) if is_well => by.min(patience),
                 Some(by) => by,
                 None if is_well => patience,
-                None => Instant::now() + LOOK,
+                None => give_up,
             };
             let mut time = pin!(sleep_until(until.into()));
             let mut stop = pin!(stopped.changed());
@@ -265,6 +269,9 @@ impl Run {
                     let now = Instant::now();
                     if by.is_some_and(|by| now >= by) {
                         return Err(Unsent::Stopped);
+                    }
+                    if now >= give_up {
+                        return Err(Unsent::Refused("no answer".to_owned()));
                     }
                     is_well &= now < patience;
                 }

@@ -16,6 +16,7 @@ use crate::{snapshot::Process, text};
 const QUEUE: usize = 16_384;
 const BATCH: usize = 512;
 const EVERY: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_secs(10);
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
 /// What an exporter goes by. What is `None` was not said in code.
@@ -86,6 +87,16 @@ impl Settings {
         self.every.unwrap_or(EVERY).clamp(least, most)
     }
 
+    /// So long the endpoint may take for an answer.
+    pub(super) fn timeout(&self) -> Duration {
+        let variable = || number("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT");
+        let variable = || variable().or_else(|| number("OTEL_EXPORTER_OTLP_TIMEOUT"));
+        let most = Duration::from_secs(3600);
+        let timeout = self.timeout;
+        let timeout = timeout.or_else(|| Some(Duration::from_millis(variable()? as u64)));
+        timeout.unwrap_or(TIMEOUT).min(most)
+    }
+
     /// Where spans go, as it may be shown.
     pub(super) fn shown_endpoint(&self) -> String {
         let named = self.endpoint.clone();
@@ -108,10 +119,7 @@ impl Settings {
                 if let Some(endpoint) = &self.endpoint {
                     builder = builder.with_endpoint(endpoint);
                 }
-                if let Some(timeout) = self.timeout {
-                    builder = builder.with_timeout(timeout);
-                }
-                builder.build()
+                builder.with_timeout(self.timeout()).build()
             }
             None | Some(Protocol::HttpProtobuf) => {
                 let mut builder = SpanExporter::builder()
@@ -121,10 +129,7 @@ impl Settings {
                 if let Some(endpoint) = &self.endpoint {
                     builder = builder.with_endpoint(with_path(endpoint));
                 }
-                if let Some(timeout) = self.timeout {
-                    builder = builder.with_timeout(timeout);
-                }
-                builder.build()
+                builder.with_timeout(self.timeout()).build()
             }
         };
         built.map_err(|error| text::clean(&error.to_string()))

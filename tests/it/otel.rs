@@ -537,6 +537,13 @@ fn requests_carry_a_traceparent_while_an_exporter_runs() {
         headers["traceparent"],
         format!("00-{}-{}-01", op.trace, op.op)
     );
+    // As one does who sends the request once more.
+    call.inject(&mut headers);
+    drop(call);
+    let again = receiver.wait_for(|taken| !taken.spans.is_empty());
+    assert!(again.spans[0].parent_span_id.is_empty());
+    drop(again);
+    let call = tracker.call("GET", "http://api/x");
     drop(exporter);
     let mut headers = HeaderMap::new();
     call.inject(&mut headers);
