@@ -27,6 +27,7 @@
 //! - `debug`: [`debug`], `/debug/inflight` as a router for your axum app and as a server of its own,
 //!   and `Report::collect`, which asks the other processes of the machine.
 //! - `fuse`: [`fuse`], a wrapper around any `fuser::Filesystem` (Linux), with `.diag` in the mount.
+//! - `otel`: [`otel`], every ended op as an OpenTelemetry span, and stuck ones while they are stuck.
 //! - `full`: all of these.
 //! - `cli`: the program `inflight`, for `cargo install inflight --features cli`.
 //! - `testing`: assertions for tests, and a kernel made of a socket pair for testing file systems.
@@ -54,6 +55,10 @@ mod live;
 pub mod machine;
 mod mountinfo;
 mod op;
+#[cfg(feature = "otel")]
+pub mod otel;
+#[cfg(feature = "otel")]
+mod outlet;
 mod proc;
 mod process;
 mod record;

@@ -16,6 +16,8 @@ use std::{
 use crossbeam_queue::ArrayQueue;
 use dashmap::DashMap;
 
+#[cfg(feature = "otel")]
+use crate::outlet::Outlet;
 use crate::{
     clock::Stamp,
     id::{OpId, TraceId},
@@ -51,6 +53,8 @@ pub(crate) struct Shared {
     not_recorded: AtomicU64,
     malformed: AtomicU64,
     history: History,
+    #[cfg(feature = "otel")]
+    pub(crate) outlet: Outlet,
     enabled: AtomicBool,
     off: Mutex<Option<Off>>,
     process: Mutex<Option<Process>>,
@@ -95,6 +99,8 @@ impl Shared {
             not_recorded: AtomicU64::new(0),
             malformed: AtomicU64::new(0),
             history: History::new(history),
+            #[cfg(feature = "otel")]
+            outlet: Outlet::new(),
             enabled: AtomicBool::new(true),
             off: Mutex::new(None),
             process: Mutex::new(None),
@@ -132,6 +138,8 @@ impl Shared {
         self.live.remove(&record.id);
         self.count.fetch_sub(1, Relaxed);
         self.history.push(record);
+        #[cfg(feature = "otel")]
+        self.outlet.push(record);
     }
 
     /// The live ops, in no order. No lock is held when this returns.

@@ -6,7 +6,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicU16, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -34,15 +34,18 @@ const LAST_EVENTS: usize = 12;
 const LEVELS: usize = 8;
 const GAP: &str = "..";
 
+// No byte of trace flags: nobody has said yet whether the trace is sampled.
+const UNDECIDED: u16 = 0x100;
+
 /// One op. The tracker's live set and the op's handles share it.
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) id: OpId,
     trace: TraceId,
-    /// The trace that another tracing chose for it after it began.
-    retraced: OnceLock<TraceId>,
-    /// W3C trace flags, as they came.
-    trace_flags: AtomicU8,
+    /// The trace that another tracing chose for it, and the span it hangs under there.
+    retraced: OnceLock<(TraceId, OpId)>,
+    /// W3C trace flags as they came, or [`UNDECIDED`].
+    trace_flags: AtomicU16,
     pub(crate) parent: Option<OpId>,
     pub(crate) parent_from: Option<ParentFrom>,
     pub(crate) kind: Kind,
@@ -174,10 +177,22 @@ struct Trail {
 #[derive(Clone, Debug)]
 struct Past {
     at: Stamp,
+    until: Stamp,
     name: Cow<'static, str>,
     depth: u32,
-    /// Set if it was a wait.
-    waited: Option<Duration>,
+    is_wait: bool,
+}
+
+/// A phase or a wait, as long as it lasted.
+#[cfg(feature = "otel")]
+#[derive(Clone, Debug)]
+pub(crate) struct Bar {
+    pub(crate) name: String,
+    /// How many phases it was nested in.
+    pub(crate) depth: u32,
+    pub(crate) from: Stamp,
+    pub(crate) until: Stamp,
+    pub(crate) is_wait: bool,
 }
 
 /// What the tracker knows of an op when it begins.
@@ -185,7 +200,7 @@ struct Past {
 pub(crate) struct Seed {
     pub(crate) id: OpId,
     pub(crate) trace: TraceId,
-    pub(crate) trace_flags: u8,
+    pub(crate) trace_flags: Option<u8>,
     pub(crate) parent: Option<OpId>,
     pub(crate) parent_from: Option<ParentFrom>,
     pub(crate) kind: Kind,
@@ -201,7 +216,7 @@ impl Record {
             id: seed.id,
             trace: seed.trace,
             retraced: OnceLock::new(),
-            trace_flags: AtomicU8::new(seed.trace_flags),
+            trace_flags: AtomicU16::new(seed.trace_flags.map_or(UNDECIDED, u16::from)),
             parent: seed.parent,
             parent_from: seed.parent_from,
             kind: seed.kind,
@@ -264,18 +279,55 @@ impl Record {
     }
 
     pub(crate) fn trace(&self) -> TraceId {
-        self.retraced.get().copied().unwrap_or(self.trace)
+        self.retraced.get().map_or(self.trace, |(trace, _)| *trace)
     }
 
-    pub(crate) fn trace_flags(&self) -> u8 {
-        self.trace_flags.load(Relaxed)
+    /// The W3C trace flags; `None` while nobody has decided whether the trace is sampled.
+    pub(crate) fn trace_flags(&self) -> Option<u8> {
+        u8::try_from(self.trace_flags.load(Relaxed)).ok()
     }
 
-    /// Puts the op into the trace that another tracing chose.
-    #[cfg(feature = "http")]
-    pub(crate) fn take_trace(&self, trace: TraceId, flags: u8) {
-        let _ = self.retraced.set(trace);
-        self.trace_flags.store(flags, Relaxed);
+    /// Puts the op into the trace that another tracing chose, under a span of it.
+    #[cfg(any(feature = "http", feature = "otel"))]
+    pub(crate) fn take_trace(&self, trace: TraceId, under: OpId, flags: u8) {
+        let _ = self.retraced.set((trace, under));
+        self.trace_flags.store(u16::from(flags), Relaxed);
+    }
+
+    /// The span it hangs under in its trace.
+    #[cfg(feature = "otel")]
+    pub(crate) fn parent_span(&self) -> Option<OpId> {
+        match self.retraced.get() {
+            Some((trace, under)) if *trace != self.trace || self.parent.is_none() => Some(*under),
+            _ => self.parent,
+        }
+    }
+
+    /// The phases and noted waits of an op, in the order they began; what goes on ends with the op, or now.
+    #[cfg(feature = "otel")]
+    pub(crate) fn bars(&self, now: Stamp) -> Vec<Bar> {
+        let end = match self.has_ended() {
+            true => self.ended_at(),
+            false => now,
+        };
+        let inner = self.lock().clone();
+        let past = inner.trail.past.iter().map(|past| Bar {
+            name: text::clean(&past.name),
+            depth: past.depth,
+            from: past.at,
+            until: past.until,
+            is_wait: past.is_wait,
+        });
+        let levels = inner.shown_levels().map(|(depth, level)| Bar {
+            name: text::clean(&level.name),
+            depth: u32::try_from(depth).unwrap_or(u32::MAX),
+            from: level.since,
+            until: end,
+            is_wait: false,
+        });
+        let mut bars: Vec<Bar> = past.chain(levels).collect();
+        bars.sort_by_key(|bar| (bar.from, bar.depth));
+        bars
     }
 
     /// Says who owes the next step.
@@ -320,7 +372,7 @@ impl Record {
         };
         if let Some(level) = old {
             let depth = inner.levels.len();
-            inner.trail.push(level.past(depth));
+            inner.trail.push(level.past(depth, now));
         }
         inner.levels.push(Level {
             name,
@@ -361,7 +413,7 @@ impl Record {
         while inner.levels.len() > depth {
             if let Some(level) = inner.levels.pop() {
                 let depth = inner.levels.len();
-                inner.trail.push(level.past(depth));
+                inner.trail.push(level.past(depth, now));
             }
         }
         drop(inner);
@@ -399,9 +451,10 @@ impl Record {
             let depth = u32::try_from(inner.levels.len()).unwrap_or(u32::MAX);
             inner.trail.push(Past {
                 at: wait.since,
+                until: now,
                 name,
                 depth,
-                waited: Some(waited),
+                is_wait: true,
             });
         }
         drop(inner);
@@ -589,7 +642,7 @@ impl Record {
     // Past phases and the present ones, in the order they began, each with the names above it.
     fn events(&self, inner: &Inner) -> Vec<Event> {
         let past = inner.trail.past.iter().map(|past| {
-            let waited = past.waited.map(millis);
+            let waited = past.is_wait.then(|| millis(past.until.since(past.at)));
             (past.at, past.depth as usize, &past.name, waited)
         });
         let levels = inner.shown_levels();
@@ -640,12 +693,13 @@ impl Inner {
 }
 
 impl Level {
-    fn past(self, depth: usize) -> Past {
+    fn past(self, depth: usize, until: Stamp) -> Past {
         Past {
             at: self.since,
+            until,
             name: self.name,
             depth: u32::try_from(depth).unwrap_or(u32::MAX),
-            waited: None,
+            is_wait: false,
         }
     }
 }
@@ -732,7 +786,7 @@ mod tests {
         Record::new(Seed {
             id: OpId::mixed(1),
             trace: TraceId::mixed(1, 2),
-            trace_flags: 0,
+            trace_flags: None,
             parent: None,
             parent_from: None,
             kind: Kind::Task,

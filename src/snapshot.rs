@@ -421,6 +421,12 @@ pub struct Totals {
     pub left_out: u64,
     /// `inflight-op` and `traceparent` headers that were ignored because they were malformed or doubled.
     pub malformed_headers: u64,
+    /// Ended ops whose spans never arrive: the exporter's queue was full, or nobody took them.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub spans_dropped: u64,
+    /// Why spans do not arrive now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spans_problem: Option<String>,
 }
 
 /// Which ops a snapshot is to hold. The default is all.

@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "otel")]
+use crate::outlet::Outlet;
 use crate::{
     clock::Stamp,
     id::{Context, OpId},
@@ -76,7 +78,7 @@ pub(crate) enum Parent {
     Root,
     /// An op in the process that sent the request, and the W3C trace flags that came with it.
     #[cfg_attr(not(feature = "http"), expect(dead_code))]
-    Remote(Context, ParentFrom, u8),
+    Remote(Context, ParentFrom, Option<u8>),
 }
 
 impl Tracker {
@@ -178,6 +180,8 @@ impl Tracker {
                 not_recorded: shared.not_recorded(),
                 left_out: (in_flight - live.len()) as u64,
                 malformed_headers: shared.malformed(),
+                spans_dropped: self.spans_dropped(),
+                spans_problem: self.spans_problem(),
             },
             ..Snapshot::default()
         };
@@ -211,20 +215,25 @@ impl Tracker {
     /// Begins an op of any kind.
     pub(crate) fn start(&self, start: Start) -> Op {
         let now = Stamp::now();
+        #[cfg(feature = "otel")]
+        let active = match start.parent {
+            Parent::Current => self.shared.outlet.active(),
+            Parent::Root | Parent::Remote(..) => None,
+        };
         let mut waiter = None;
         let record = self.shared.insert(|id| {
             let (trace, trace_flags, parent, parent_from) = match start.parent {
                 Parent::Remote(context, from, flags) => {
                     (context.trace, flags, Some(context.op), Some(from))
                 }
-                Parent::Root => (self.shared.new_trace(id), 0, None, None),
+                Parent::Root => (self.shared.new_trace(id), None, None, None),
                 Parent::Current => match current() {
                     Some(parent) => {
                         let ids = (parent.trace(), parent.trace_flags(), Some(parent.id), None);
                         waiter = Some(parent);
                         ids
                     }
-                    None => (self.shared.new_trace(id), 0, None, None),
+                    None => (self.shared.new_trace(id), None, None, None),
                 },
             };
             Seed {
@@ -240,6 +249,13 @@ impl Tracker {
                 begun: now,
             }
         });
+        // Another tracing goes its own way: whoever works under its span joins its trace.
+        #[cfg(feature = "otel")]
+        if let (Some(record), Some(active)) = (&record, active)
+            && (record.parent.is_none() || record.trace() != active.trace)
+        {
+            record.take_trace(active.trace, active.span, active.flags);
+        }
         // A call is waited for by the op that is current when it begins; of a task that is not known.
         if let (Some(record), Some(waiter)) = (&record, waiter)
             && record.kind == Kind::HttpClient
@@ -267,6 +283,41 @@ impl Tracker {
         counts.count() as u64
     }
 
+    /// Says whether ended ops leave as spans.
+    #[cfg(feature = "http")]
+    pub(crate) fn is_exported(&self) -> bool {
+        #[cfg(feature = "otel")]
+        return self.shared.outlet.is_open();
+        #[cfg(not(feature = "otel"))]
+        false
+    }
+
+    /// Where ended ops leave.
+    #[cfg(feature = "otel")]
+    pub(crate) fn outlet(&self) -> &Outlet {
+        &self.shared.outlet
+    }
+
+    /// The op in flight of this id.
+    #[cfg(feature = "otel")]
+    pub(crate) fn find(&self, id: OpId) -> Option<Arc<Record>> {
+        self.shared.find(id)
+    }
+
+    fn spans_dropped(&self) -> u64 {
+        #[cfg(feature = "otel")]
+        return self.shared.outlet.lost();
+        #[cfg(not(feature = "otel"))]
+        0
+    }
+
+    fn spans_problem(&self) -> Option<String> {
+        #[cfg(feature = "otel")]
+        return self.shared.outlet.problem();
+        #[cfg(not(feature = "otel"))]
+        None
+    }
+
     /// Who this process is now.
     #[must_use]
     pub fn process(&self) -> Process {
@@ -282,6 +333,12 @@ impl Tracker {
     /// After how long without progress an op is slow.
     pub(crate) fn slow_after(&self) -> Duration {
         self.shared.slow_after
+    }
+
+    /// After how long without progress an op is stuck.
+    #[cfg(feature = "otel")]
+    pub(crate) fn stuck_after(&self) -> Duration {
+        self.shared.stuck_after
     }
 
     /// Counts a header that was ignored.

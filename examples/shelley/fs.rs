@@ -48,12 +48,14 @@ pub(crate) struct Mounted {
     /// Unmounts in bounded time, whatever hangs.
     pub(crate) mount: Mount,
     _debug: debug::Server,
+    _spans: Option<inflight::otel::Exporter>,
 }
 
 /// Mounts the file system on `dir`.
 pub(crate) fn mount(dir: &Path, options: Options, runtime: &Handle) -> io::Result<Mounted> {
     let tracker = Tracker::new("shelley-fuse");
     let _debug = debug::serve(&tracker);
+    let _spans = crate::spans(&tracker);
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName("shelley".to_owned()),
@@ -75,7 +77,11 @@ pub(crate) fn mount(dir: &Path, options: Options, runtime: &Handle) -> io::Resul
         inline: options.inline,
     };
     let mount = spawn_mount(fs, dir, &config, &tracker)?;
-    Ok(Mounted { mount, _debug })
+    Ok(Mounted {
+        mount,
+        _debug,
+        _spans,
+    })
 }
 
 struct Shelley {

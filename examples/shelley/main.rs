@@ -43,8 +43,9 @@ mod stream;
 mod tree;
 mod walk;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, sync::OnceLock, time::Duration};
 
+use inflight::{Tracker, otel::Exporter};
 use tokio::runtime::{Builder, Runtime};
 
 use self::args::Args;
@@ -57,7 +58,8 @@ usage: shelley [--only PART] [--keep]   tells the story, or a part of it: normal
                      [--gate POINT=SOCKET]..    POINT is locked, list, one, chat, dir or accepted
        shelley mount DIR --server URL [--cwd DIR] [--header NAME=VALUE] [--slots 1] [--inline] [--fresh]
                      [--http-timeout 120]
-       both: [--ready-fd N] writes READY there; [--stop-at-eof] ends when stdin does
+       both: [--ready-fd N] writes READY there; [--stop-at-eof] ends when stdin does;
+             [--otlp URL] sends spans there, as http://127.0.0.1:4318
 ";
 
 /// As the first client of this protocol had it.
@@ -101,6 +103,7 @@ fn serve(mut args: Args) -> Result<(), String> {
     while let Some(gate) = args.value("--gate")? {
         options.gates.add(&gate)?;
     }
+    otlp(&mut args)?;
     let life = Life::from(&mut args)?;
     args.nothing_left()?;
 
@@ -132,6 +135,7 @@ fn mount(mut args: Args) -> Result<(), String> {
             None => Err(format!("--header {header}: not NAME=VALUE")),
         })
         .transpose()?;
+    otlp(&mut args)?;
     let life = Life::from(&mut args)?;
     let dir = PathBuf::from(args.next().ok_or("mount needs a directory")?);
     args.nothing_left()?;
@@ -163,6 +167,18 @@ fn mount(mut args: Args) -> Result<(), String> {
         .map_err(|e| format!("cannot unmount {}: {e}", dir.display()));
     runtime.shutdown_background();
     ended
+}
+
+/// Where spans go; nowhere unless it was said.
+static OTLP: OnceLock<String> = OnceLock::new();
+
+fn otlp(args: &mut Args) -> Result<(), String> {
+    args.value("--otlp")?.map(|url| OTLP.set(url));
+    Ok(())
+}
+
+fn spans(tracker: &Tracker) -> Option<Exporter> {
+    Some(Exporter::builder(tracker).endpoint(OTLP.get()?).start())
 }
 
 fn runtime(threads: usize) -> Result<Runtime, String> {

@@ -59,6 +59,7 @@ pub(crate) struct Server {
 pub(crate) struct Serving {
     pub(crate) address: SocketAddr,
     _debug: Option<debug::Server>,
+    _spans: Option<inflight::otel::Exporter>,
 }
 
 /// Serves until the runtime ends.
@@ -66,6 +67,7 @@ pub(crate) async fn start(options: Options) -> io::Result<Serving> {
     let tracker = Tracker::new("shelley");
     tracker.set_enabled(options.inflight);
     let _debug = options.inflight.then(|| debug::serve(&tracker));
+    let _spans = crate::spans(&tracker);
     let server = Arc::new(Server {
         conversations: Mutex::new(&tracker, "conversations", ()),
         store: std::sync::Mutex::default(),
@@ -95,7 +97,11 @@ pub(crate) async fn start(options: Options) -> io::Result<Serving> {
     let listener = TcpListener::bind(options.listen).await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move { axum::serve(listener, app).await });
-    Ok(Serving { address, _debug })
+    Ok(Serving {
+        address,
+        _debug,
+        _spans,
+    })
 }
 
 impl Server {

@@ -53,7 +53,8 @@ impl Tracker {
 }
 
 impl Call {
-    /// Sets whether [`inject`](Self::inject) adds a `traceparent` where there is none. Default: no.
+    /// Sets whether [`inject`](Self::inject) adds a `traceparent` where there is none. Default: only
+    /// while an exporter of spans runs.
     pub fn traceparent(mut self, add: bool) -> Self {
         self.traceparent = add;
         self
@@ -64,7 +65,7 @@ impl Call {
     /// The call joins the trace of a `traceparent` that is there; none is ever overwritten.
     pub fn inject(&self, headers: &mut HeaderMap) {
         headers::take_over(&self.tracker, &self.op, headers);
-        headers::add(&self.op, headers, self.traceparent);
+        headers::add(&self.tracker, &self.op, headers, self.traceparent);
     }
 
     /// Replaces the innermost phase. At first it is `connecting or waiting for the answer`.

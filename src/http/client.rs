@@ -74,7 +74,8 @@ impl ClientLayer {
 }
 
 impl<M> ClientLayer<M> {
-    /// Sets whether a request without a `traceparent` gets one. Default: no.
+    /// Sets whether a request without a `traceparent` gets one. Default: only while an exporter of spans
+    /// runs.
     ///
     /// Its flags are those that came with the request being served; without one, not sampled.
     #[must_use]
@@ -137,7 +138,7 @@ where
         });
         headers::take_over(&layer.tracker, &op, &parts.headers);
         if propagate {
-            headers::add(&op, &mut parts.headers, layer.traceparent);
+            headers::add(&layer.tracker, &op, &mut parts.headers, layer.traceparent);
         } else {
             headers::remove(&mut parts.headers);
         }

@@ -24,10 +24,12 @@ pub(super) fn parent(tracker: &Tracker, headers: &HeaderMap) -> Parent {
     match (call, trace) {
         (Some(call), trace) => {
             let same = trace.filter(|trace| trace.context.trace == call.trace);
-            let flags = same.map_or(0, |trace| trace.flags);
+            let flags = same.map(|trace| trace.flags);
             Parent::Remote(call, ParentFrom::InflightOp, flags)
         }
-        (None, Some(trace)) => Parent::Remote(trace.context, ParentFrom::TraceParent, trace.flags),
+        (None, Some(trace)) => {
+            Parent::Remote(trace.context, ParentFrom::TraceParent, Some(trace.flags))
+        }
         (None, None) => Parent::Current,
     }
 }
@@ -35,19 +37,24 @@ pub(super) fn parent(tracker: &Tracker, headers: &HeaderMap) -> Parent {
 /// Puts the op into the trace of a request that another tracing has named already.
 pub(super) fn take_over(tracker: &Tracker, op: &Op, headers: &HeaderMap) {
     let trace = only::<TraceParent>(tracker, headers, &TRACE_PARENT);
-    if let (Some(trace), Some(record)) = (trace, op.record()) {
-        record.take_trace(trace.context.trace, trace.flags);
+    // One that names the op itself was added by us, to headers that are used again.
+    if let (Some(trace), Some(record)) = (trace, op.record())
+        && trace.context.op != record.id
+    {
+        record.take_trace(trace.context.trace, trace.context.op, trace.flags);
     }
 }
 
-/// Adds the op's ids; `traceparent` only if it is wanted and there is none.
-pub(super) fn add(op: &Op, headers: &mut HeaderMap, traceparent: bool) {
+/// Adds the op's ids; `traceparent` only if it is wanted or spans are exported, and there is none.
+pub(super) fn add(tracker: &Tracker, op: &Op, headers: &mut HeaderMap, traceparent: bool) {
     let (Some(context), Some(record)) = (op.context(), op.record()) else {
         return;
     };
     insert(headers, INFLIGHT_OP, context.to_string());
-    if traceparent && !headers.contains_key(&TRACE_PARENT) {
-        let flags = record.trace_flags();
+    let exported = tracker.is_exported();
+    if (traceparent || exported) && !headers.contains_key(&TRACE_PARENT) {
+        // A trace that began here is sampled if its spans leave; what others decided stays so.
+        let flags = record.trace_flags().unwrap_or(u8::from(exported));
         insert(
             headers,
             TRACE_PARENT,

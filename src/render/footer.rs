@@ -43,6 +43,7 @@ impl<'a> Text<'a> {
             false => unknown.join("; "),
         };
         self.wrapped(&format!("Not known: {unknown}"));
+        self.spans();
         self.traces();
         let local = &self.report.local;
         let line = format!(
@@ -149,6 +150,23 @@ impl<'a> Text<'a> {
             }
         }
         unknown
+    }
+
+    // What the tracing back end was not told.
+    fn spans(&mut self) {
+        for (process, snapshot) in self.analysis.snapshots.iter().enumerate() {
+            let totals = &snapshot.totals;
+            let lost = match totals.spans_dropped {
+                0 => None,
+                n => Some(format!("{} not sent", count_u64(n, "ended op"))),
+            };
+            let problem = totals.spans_problem.clone();
+            let parts: Vec<String> = lost.into_iter().chain(problem).collect();
+            if !parts.is_empty() {
+                let name = self.process(process);
+                self.wrapped(&format!("Spans of {name}: {}", parts.join("; ")));
+            }
+        }
     }
 
     // Where to look on in a tracing back end.

@@ -183,6 +183,8 @@ fn founding() -> Snapshot {
             not_recorded: 0,
             left_out: 0,
             malformed_headers: 0,
+            spans_dropped: 3,
+            spans_problem: Some("nobody takes them".to_owned()),
         },
         ops: vec![flush, post],
     }
@@ -259,7 +261,7 @@ fn the_names_are_those_that_people_script_against() {
         }))],
         "totals": {
             "begun": 1200, "ended": 1198, "not_recorded": 0, "left_out": 0,
-            "malformed_headers": 0
+            "malformed_headers": 0, "spans_dropped": 3, "spans_problem": "nobody takes them"
         }
     });
 

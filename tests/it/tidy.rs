@@ -13,6 +13,7 @@ const ORDER: &[&str] = &[
     "snapshot",
     "process",
     "record",
+    "outlet",
     "live",
     "op",
     "tracker",
@@ -30,6 +31,7 @@ const ORDER: &[&str] = &[
     "http",
     "debug",
     "watchdog",
+    "otel",
     "fuse",
     "testing",
 ];
