@@ -275,9 +275,7 @@ impl Mounted {
     }
 
     pub(crate) fn abort(&self) {
-        let path = format!("/sys/fs/fuse/connections/{}/abort", self.connection);
-        // It may be gone already.
-        let _ = fs::write(path, "1");
+        abort(self.pid(), &self.path(""), self.connection);
     }
 
     /// Kills the daemon, and waits until it has ended.
@@ -406,6 +404,20 @@ pub(crate) fn connection_of(mount: &Path) -> Option<u64> {
         .map(|line| line.split(' ').collect::<Vec<_>>());
     let fields = lines.find(|fields| Path::new(fields[4]) == mount)?;
     fields[2].split(':').nth(1)?.parse().ok()
+}
+
+/// Fails all requests of a connection, if it still is the one of this process or is mounted there: once it is gone,
+/// the next mount of anybody gets its number.
+pub(crate) fn abort(pid: u32, mount: &Path, connection: u64) {
+    let number = format!("fuse_connection:\t{connection}\n");
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter();
+    let mut descriptors = descriptors.flatten().flatten();
+    let serves = descriptors
+        .any(|fd| fs::read_to_string(fd.path()).is_ok_and(|info| info.contains(&number)));
+    if serves || connection_of(mount) == Some(connection) {
+        // It may be gone by now.
+        let _ = fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1");
+    }
 }
 
 /// The file system: directories `d..`, else files, whatever is asked for; names with `no` are not there.

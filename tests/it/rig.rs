@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsStr,
     fs,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -21,7 +21,7 @@ use inflight::{
 use tempfile::TempDir;
 
 use crate::{
-    mounted::connection_of,
+    mounted::{abort, connection_of},
     rig_roles::{Changes, File, ROLE, Role},
     stage::{DEADLINE, cat, inflight, run_dir, skipped, stop, until},
 };
@@ -275,10 +275,7 @@ impl Drop for Rig {
             let Some(connection) = actor.connection else {
                 continue;
             };
-            // Of one that has ended the number may be a stranger's by now.
-            if actor.child.try_wait().is_ok_and(|ended| ended.is_none()) {
-                abort(connection);
-            }
+            abort(actor.child.id(), Path::new(&actor.at), connection);
             let mut umount = Command::new("umount");
             umount.arg("-l").arg(&actor.at).stderr(Stdio::null());
             if let Ok(mut umount) = umount.spawn() {
@@ -290,13 +287,6 @@ impl Drop for Rig {
             stop(&mut actor.child);
         }
     }
-}
-
-fn abort(connection: u64) {
-    let file = format!("/sys/fs/fuse/connections/{connection}/abort");
-    let file = fs::OpenOptions::new().write(true).open(file);
-    // A connection that is gone needs no abort.
-    let _ = file.and_then(|mut file| file.write_all(b"1"));
 }
 
 impl Caller {
