@@ -108,19 +108,15 @@ fn on_a_healthy_mount_nearly_nothing_is_parked() {
     let Some(mut mounted) = Mounted::new() else {
         return;
     };
-    mounted.tell("sample");
-    let mut clients: Vec<Client> = (0..4)
-        .map(|n| mounted.client(&format!("for n in {{1..2000}}; do : < $M/f{n}; done")))
+    let clients: Vec<Client> = (0..4)
+        .map(|n| mounted.client(&format!("while :; do : < $M/f{n}; done")))
         .collect();
-    for client in &mut clients {
-        assert!(client.end_within(6 * DEADLINE).is_some());
-    }
-    mounted.tell("enough");
+    mounted.tell("sample");
 
     let sampled = mounted.wait_for("sampled ");
     let (ops, parked) = sampled.split_once(' ').unwrap();
     let (ops, parked): (u64, u64) = (ops.parse().unwrap(), parked.parse().unwrap());
-    assert!(ops > 100, "only {ops} ops were seen");
+    drop(clients);
     // A spare that reads all the time parks two of three; on a busy machine a slot is now and then long taken.
     assert!(parked * 4 < ops, "{parked} of {ops} were parked");
 }

@@ -39,6 +39,9 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 /// What is unreachable never answers: this much is enough to tell.
 const DIAG_DEADLINE: Duration = Duration::from_secs(5);
 
+/// So many ops are looked at to see how many are parked.
+const SAMPLED: usize = 200;
+
 const SPEC: &str = "INFLIGHT_TEST_MOUNT";
 
 /// How a mount is to be served.
@@ -696,7 +699,6 @@ fn serves_a_mount_if_told_to() {
             .unwrap();
     let mut mount = Some(mount);
     say("mounted");
-    let busy = Arc::new(AtomicBool::new(false));
     for line in std::io::stdin().lines().map_while(Result::ok) {
         match line.as_str() {
             "stats" => {
@@ -709,13 +711,12 @@ fn serves_a_mount_if_told_to() {
                     inner.unlinked.load(SeqCst),
                 ));
             }
-            // Counts how many of the ops seen in snapshots are parked, until told to stop.
+            // Counts how many of the ops seen in snapshots are parked.
             "sample" => {
-                busy.store(true, SeqCst);
-                let (tracker, busy) = (tracker.clone(), Arc::clone(&busy));
+                let tracker = tracker.clone();
                 thread::spawn(move || {
                     let (mut parked, mut ops) = (0, 0);
-                    while busy.load(SeqCst) {
+                    while ops < SAMPLED {
                         let snapshot = tracker.snapshot();
                         ops += snapshot.ops.len();
                         parked += snapshot.mounts.iter().map(|m| m.queued).sum::<u64>();
@@ -723,7 +724,6 @@ fn serves_a_mount_if_told_to() {
                     say(&format!("sampled {ops} {parked}"));
                 });
             }
-            "enough" => busy.store(false, SeqCst),
             "unmount" => {
                 let ended = mount.take().map(|mount| mount.umount_and_join());
                 say(&format!("unmounted {ended:?}"));
