@@ -13,7 +13,7 @@
 //! # drop(op);
 //! ```
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -125,6 +125,14 @@ pub struct PeerFailed {
     pub address: String,
     /// What went wrong.
     pub why: String,
+}
+
+impl PeerFailed {
+    /// The process that its socket is named after.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        let name = Path::new(&self.address).file_stem()?.to_str()?;
+        name.split('-').next()?.parse().ok()
+    }
 }
 
 /// A report's snapshots with their graph: what the verdict and the text are made from.

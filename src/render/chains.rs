@@ -158,12 +158,15 @@ impl<'a> Text<'a> {
             Why::Process if self.listener(target.node).is_some() => {
                 "which waits for the process that listens there".to_owned()
             }
-            Why::Process if self.listener(node).is_some() => {
-                "runs no inflight; a thread of it is in a file-system call".to_owned()
-            }
-            Why::Process => {
-                "a thread of its process is in a file-system call, likely for it".to_owned()
-            }
+            Why::Process => match self.listener(node) {
+                Some(listener) => {
+                    let why = self.why_unknown(listener);
+                    format!("{why}; a thread of it is in a file-system call")
+                }
+                None => {
+                    "a thread of its process is in a file-system call, likely for it".to_owned()
+                }
+            },
             Why::Slot if condition.needs == Needs::Any && condition.targets.len() > 1 => {
                 "which waits for any of the slots, in which are".to_owned()
             }

@@ -15,19 +15,28 @@ impl<'a> Text<'a> {
     pub(super) fn counts(&mut self) {
         let snapshots = &self.analysis.snapshots;
         let ops = |snapshot: &Snapshot| snapshot.ops.len() as u64 + snapshot.totals.left_out;
-        let mut here = format!("In flight: {} here", count_u64(ops(snapshots[0]), "op"));
+        let here = snapshots[0];
+        // One that only asks others, as the program does, has none.
+        let mut parts = match ops(here) == 0 && here.mounts.is_empty() && snapshots.len() > 1 {
+            true => Vec::new(),
+            false => vec![format!("{} here", count_u64(ops(here), "op"))],
+        };
         for (process, snapshot) in snapshots.iter().enumerate().skip(1).take(6) {
-            let _ = write!(here, ", {} in {}", ops(snapshot), self.process(process));
+            let many = match parts.is_empty() {
+                true => count_u64(ops(snapshot), "op"),
+                false => ops(snapshot).to_string(),
+            };
+            parts.push(format!("{many} in {}", self.process(process)));
         }
         if snapshots.len() > 7 {
             let more: u64 = snapshots[7..].iter().map(|s| ops(s)).sum();
-            let _ = write!(here, ", {more} in {} more processes", snapshots.len() - 7);
+            parts.push(format!("{more} in {} more processes", snapshots.len() - 7));
         }
-        here.push_str(&match self.others_that_are_slow() {
-            0 => "; nothing else is slow".to_owned(),
-            n => format!("; {n} more are slow or stuck"),
-        });
-        self.wrapped(&here);
+        let others = match self.others_that_are_slow() {
+            0 => "nothing else is slow".to_owned(),
+            n => format!("{n} more are slow or stuck"),
+        };
+        self.wrapped(&format!("In flight: {}; {others}", parts.join(", ")));
         if !matches!(self.report.verdict(), Verdict::Ok) {
             let checked = self.checked();
             self.wrapped(&format!("Checked: {checked}"));

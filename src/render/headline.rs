@@ -1,6 +1,6 @@
 //! The first lines: the verdict in a sentence, who is to blame, who is blocked, and the way out.
 
-use std::{collections::HashSet, fmt::Write};
+use std::collections::HashSet;
 
 use super::{
     Text,
@@ -9,8 +9,15 @@ use super::{
 use crate::{
     graph::{Circle, Condition, Target, WaitGraph, Why},
     report::Verdict,
-    snapshot::{Kind, State},
+    snapshot::{Kind, Listener, State},
 };
+
+/// A process of a circle that is known only by where it listens, and the mount that it is inside of.
+struct Stranger<'a> {
+    node: usize,
+    listener: &'a Listener,
+    mount: &'a str,
+}
 
 impl<'a> Text<'a> {
     pub(super) fn headline(&mut self, chains: &[Vec<usize>]) {
@@ -45,6 +52,13 @@ impl<'a> Text<'a> {
                 };
                 let checked = self.checked();
                 self.wrapped(&format!("OK: nothing is stuck. {in_flight}; {checked}"));
+                let held_up = self.report.held_up.len();
+                if held_up > 0 {
+                    let threads = count(held_up, "thread");
+                    self.wrapped(&format!(
+                        "But {threads} wait in the kernel for FUSE mounts, for how long is not known: they are listed below"
+                    ));
+                }
             }
         }
     }
@@ -56,7 +70,9 @@ impl<'a> Text<'a> {
         let mut seen = HashSet::new();
         names.retain(|name| seen.insert(name.clone()));
         let who = match (names.as_slice(), self.stranger(circle)) {
-            (_, Some((mount, process))) => {
+            (_, Some(stranger)) => {
+                let process = self.process_of(stranger.node);
+                let mount = short(stranger.mount, 30);
                 format!("{mount} waits for {process}, which is itself inside it")
             }
             ([one], None) if self.calls_itself(circle) => {
@@ -96,14 +112,29 @@ impl<'a> Text<'a> {
         calls.any(|(from, target)| self.is_of_one_process(*from, target.node))
     }
 
-    // The mount, and the process without a tracker that is in a call on it.
-    fn stranger(&self, circle: &Circle) -> Option<(String, String)> {
+    fn stranger(&self, circle: &Circle) -> Option<Stranger<'a>> {
         let edges = self.edges_within(circle);
-        let (from, target) = edges
+        let found = edges
             .iter()
-            .find(|(from, _)| self.listener(*from).is_some())?;
-        let mount = self.op(target.node)?.fuse.as_ref()?.mount.clone();
-        Some((short(&mount, 30), self.process_of(*from)))
+            .find_map(|(from, target)| Some((*from, self.listener(*from)?, target)));
+        let (node, listener, target) = found?;
+        Some(Stranger {
+            node,
+            listener,
+            mount: &self.op(target.node)?.fuse.as_ref()?.mount,
+        })
+    }
+
+    /// Why no more is known of a process than that it listens, as what follows its name.
+    pub(super) fn why_unknown(&self, listener: &Listener) -> &'static str {
+        let mut failed = self.report.peers_failed.iter();
+        if !failed.any(|failed| failed.pid() == Some(listener.pid)) {
+            "runs no inflight"
+        } else if is_stopped(listener) {
+            "is stopped (state T; kill -CONT lets it go on)"
+        } else {
+            "was asked and did not answer"
+        }
     }
 
     pub(super) fn members(&self, circle: &Circle) -> String {
@@ -114,9 +145,11 @@ impl<'a> Text<'a> {
         let likely = self.edges_within(circle);
         let (from, target) = likely.into_iter().find(|(_, target)| !target.is_certain)?;
         let number = |node| self.number(node);
-        if let Some((_, process)) = self.stranger(circle) {
+        if let Some(stranger) = self.stranger(circle) {
+            let process = self.process_of(stranger.node);
+            let why = self.why_unknown(stranger.listener);
             return Some(format!(
-                "{process} runs no inflight: its process is known, its requests are not"
+                "{process} {why}: its process is known, its requests are not"
             ));
         }
         Some(match target.why {
@@ -191,7 +224,7 @@ impl<'a> Text<'a> {
         ));
         let mut out = self.analysis.graph.out(cause);
         let listener = out.find_map(|target| self.listener(target.node));
-        if listener.is_some_and(|listener| matches!(listener.state.as_str(), "T" | "t")) {
+        if listener.is_some_and(is_stopped) {
             self.line("Why: its process is stopped (state T); kill -CONT lets it go on");
         }
         if let Some(resource) = self.held_by(cause).first() {
@@ -251,80 +284,6 @@ impl<'a> Text<'a> {
         ));
     }
 
-    fn blocked_and_way_out(&mut self) {
-        let callers = self.callers();
-        let mut line = match callers.len() {
-            0 => String::new(),
-            n => {
-                let some: Vec<_> = callers.iter().take(5).cloned().collect();
-                let more = if n > 5 { ", .." } else { "" };
-                format!(
-                    "Blocked: {}, {}{more}. ",
-                    count(n, "caller"),
-                    some.join(", ")
-                )
-            }
-        };
-        if let Some(connection) = self.way_out() {
-            let whom = if callers.len() > 1 { "them" } else { "it" };
-            let _ = write!(
-                line,
-                " To free {whom} now: echo 1 > /sys/fs/fuse/connections/{connection}/abort   (they get errors)"
-            );
-        }
-        if !line.is_empty() {
-            self.wrapped(line.trim());
-        }
-    }
-
-    // The processes that are held up and do not report themselves.
-    pub(super) fn callers(&self) -> Vec<String> {
-        let analysis = self.analysis;
-        let mut callers: Vec<(u32, String)> = Vec::new();
-        for (node, entry) in analysis.graph.nodes.iter().enumerate() {
-            let held_up = analysis.is_in_scope[node]
-                && matches!(analysis.state(node), State::Stuck | State::Slow);
-            let caller = entry.op().and_then(|op| op.caller.as_ref());
-            let Some(caller) = caller.filter(|_| held_up) else {
-                continue;
-            };
-            let pid = caller.pid.unwrap_or(caller.tid);
-            if pid == 0 || self.reports_itself(pid) {
-                continue;
-            }
-            callers.push((pid, self.caller(node).unwrap_or_default()));
-        }
-        let held_up = self.report.held_up.iter();
-        callers.extend(held_up.map(|it| (it.pid, format!("{}[{}]", it.comm, it.pid))));
-        callers.sort();
-        callers.dedup_by_key(|(pid, _)| *pid);
-        callers.into_iter().map(|(_, name)| name).collect()
-    }
-
-    fn reports_itself(&self, pid: u32) -> bool {
-        let mut snapshots = self.analysis.snapshots.iter();
-        snapshots.any(|snapshot| snapshot.process.pid == pid)
-    }
-
-    // The connection whose end would free what is stuck, if this machine lets us end it.
-    fn way_out(&self) -> Option<u64> {
-        let analysis = self.analysis;
-        let members = analysis
-            .circles
-            .first()
-            .map(|circle| circle.members.clone());
-        let nodes = members.unwrap_or_else(|| analysis.nodes_that_are(&State::Stuck));
-        let mut mounts = nodes.iter().filter_map(|node| {
-            let op = self.op(*node)?;
-            let path = &op.fuse.as_ref()?.mount;
-            let snapshot = analysis.snapshots[analysis.graph.nodes[*node].process];
-            let mount = snapshot.mounts.iter().find(|mount| mount.path == *path)?;
-            // Who can read the kernel's count has fusectl, and may write there as well.
-            mount.kernel_waiting.and(mount.connection)
-        });
-        mounts.next()
-    }
-
     pub(super) fn longest(&self, nodes: &[usize]) -> f64 {
         let progress = nodes.iter().map(|node| self.analysis.progress_ms[*node]);
         progress.fold(0.0, f64::max)
@@ -354,4 +313,8 @@ impl<'a> Text<'a> {
         let mut waits = self.analysis.graph.nodes[from].waits.iter();
         waits.find(|condition| condition.targets.iter().any(|target| target.node == to))
     }
+}
+
+fn is_stopped(listener: &Listener) -> bool {
+    matches!(listener.state.as_str(), "T" | "t")
 }

@@ -9,6 +9,7 @@ mod chains;
 mod footer;
 mod headline;
 mod nodes;
+mod way_out;
 mod words;
 
 pub(crate) use self::words::age;
@@ -107,15 +108,20 @@ impl<'a> Text<'a> {
 
     // Breaks between words, which no id has in it.
     fn wrapped(&mut self, line: &str) {
+        self.filled(line.split(' '));
+    }
+
+    // Breaks between these only.
+    fn filled<'u>(&mut self, units: impl Iterator<Item = &'u str>) {
         let mut now = String::new();
-        for word in line.split(' ') {
-            if !now.is_empty() && width(&now) + 1 + width(word) > WIDTH {
+        for unit in units {
+            if !now.is_empty() && width(&now) + 1 + width(unit) > WIDTH {
                 self.line(&now);
                 now = "        ".to_owned();
             } else if !now.is_empty() {
                 now.push(' ');
             }
-            now.push_str(word);
+            now.push_str(unit);
         }
         self.line(&now);
     }

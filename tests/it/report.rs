@@ -247,7 +247,8 @@ fn the_founding_hang_is_told_from_both_snapshots() {
         "\
 DEADLOCK for 24.9 s (since 13:56:03 UTC): shelley[444] and shelley-fuse[443] wait for each other
 Culprit: [1] holds lock \"conversations\" while it waits for a file in /mnt/s, and [4] needs what it holds
-Blocked: 1 caller, bash[512].  To free it now: echo 1 > /sys/fs/fuse/connections/40/abort   (they get errors)
+Blocked: 1 caller, bash[512].  To free it now: inflight abort /mnt/s or echo 1 > /sys/fs/fuse/connections/40/abort
+          (they get errors)
 
  [1]  shelley[444]       POST /api/conversations/new                  29.9 s   handler > walk /tmp
           HOLDS lock \"conversations\"
@@ -691,7 +692,113 @@ fn never_goes_on(waits: &[(Vec<usize>, bool)]) -> Vec<bool> {
     goes_on.into_iter().map(|goes_on| !goes_on).collect()
 }
 
+/// What stands between an op and what it waits for.
+#[derive(Clone, Copy, Debug)]
+enum Via {
+    Stated,
+    Lock,
+    Served,
+    Thread,
+}
+
+fn via() -> impl Strategy<Value = Vec<Via>> {
+    let via = prop_oneof![
+        Just(Via::Stated),
+        Just(Via::Lock),
+        Just(Via::Served),
+        Just(Via::Thread)
+    ];
+    proptest::collection::vec(via, 9)
+}
+
+fn stated(on: &[usize], all: bool) -> Option<Wait> {
+    Some(Wait {
+        on: On::Op,
+        ops: on.iter().map(|n| id(*n as u64 + 1)).collect(),
+        all,
+        since_ms: 15_000.0,
+        ..Wait::default()
+    })
+}
+
+/// The waits as snapshots of two processes have them, with an op more for each server's and each FUSE op between.
+fn through(waits: &[(Vec<usize>, bool)], via: &[Via]) -> [Snapshot; 2] {
+    let mut snapshots = [snapshot("same", 7), snapshot("same", 8)];
+    let mut more = 1000;
+    let mut tid = 500;
+    for (n, (on, all)) in waits.iter().enumerate() {
+        let mut it = op(n as u64 + 1, Kind::Task, "same", "same", 20_000.0);
+        let there = (n + 1) % 2;
+        match via[n] {
+            _ if on.is_empty() => {}
+            Via::Lock => {
+                let holders: Vec<(u64, f64)> =
+                    on.iter().map(|n| (*n as u64 + 1, 16_000.0)).collect();
+                let waiters = [(n as u64 + 1, 15_000.0)];
+                let mut lock = lock(&holders, &waiters, on.len() as u64);
+                lock.id = format!("lock {n}");
+                it.phase.wait = stated(on, *all).map(|wait| Wait {
+                    on: On::Resource,
+                    resource: Some(lock.id.clone()),
+                    ..wait
+                });
+                snapshots[n % 2].resources.push(lock);
+            }
+            // Of several that serve one call, or threads that work for one op, any may go on.
+            Via::Served if !all => {
+                it.kind = Kind::HttpClient;
+                for on in on {
+                    more += 1;
+                    let server = op(more, Kind::HttpServer, "same", "same", 18_000.0);
+                    let mut server = served(server, n as u64 + 1);
+                    server.phase.wait = stated(&[*on], true);
+                    snapshots[there].ops.push(server);
+                }
+            }
+            Via::Thread if !all => {
+                for on in on {
+                    more += 1;
+                    tid += 1;
+                    let runs = thread(tid, 19_000.0, "request_wait_answer");
+                    match it.thread {
+                        None => it.thread = runs,
+                        Some(_) => it.more_threads.extend(runs),
+                    }
+                    let called = op(more, Kind::Fuse, "same", "same", 18_000.0);
+                    let mut called = fuse(called, caller(tid, 7 + (n % 2) as u32, "same"), more);
+                    called.phase.wait = stated(&[*on], true);
+                    snapshots[there].ops.push(called);
+                }
+            }
+            Via::Stated | Via::Served | Via::Thread => it.phase.wait = stated(on, *all),
+        }
+        snapshots[n % 2].ops.push(it);
+    }
+    snapshots
+}
+
 proptest! {
+    // Locks, requests and threads between them change nothing of who waits for whom.
+    #[test]
+    fn a_deadlock_through_locks_requests_and_threads_is_reported_just_when_someone_never_goes_on(
+        waits in waiting(),
+        via in via(),
+    ) {
+        let never = never_goes_on(&waits);
+
+        let report = report(through(&waits, &via));
+
+        let is_deadlock = report.verdict() == &Verdict::Deadlock;
+        prop_assert_eq!(is_deadlock, never.contains(&true), "{:?} {:?}\n{}", waits, via, report);
+        for cycle in report.cycles() {
+            prop_assert!(cycle.confirmed, "{:?} {:?}\n{}", waits, via, report);
+            let members = cycle.ops.iter().map(|member| member.value() as usize);
+            for member in members.filter(|member| *member < 1000) {
+                prop_assert!(never[member - 1], "{:?} {:?}\n{}", waits, via, report);
+            }
+        }
+    }
+
     #[test]
     fn a_deadlock_is_reported_just_when_someone_never_goes_on(waits in waiting()) {
         let mut snapshots = [snapshot("same", 7), snapshot("same", 8)];

@@ -4,11 +4,15 @@ use std::{
     process::Command,
     sync::atomic::{AtomicBool, Ordering::SeqCst},
     thread,
+    time::{Duration, Instant},
 };
 
-use inflight::{Kind, Report, report::Verdict};
+use inflight::{Kind, Report, machine, report::Verdict};
 
-use crate::stage::{Hung, Stage, cat, until};
+use crate::{
+    mounted::connection_of,
+    stage::{Hung, Stage, cat, until},
+};
 
 /// A server without a tracker: one lock, held while the folder is walked.
 const PYTHON: &str = r#"
@@ -126,6 +130,74 @@ fn the_lock_held_over_the_walk_is_a_deadlock_of_exactly_four() {
     let taken: jiff::Timestamp = report.taken_at.parse().unwrap();
     let began = taken.as_second() - (report.cycles()[0].for_ms / 1000.0) as i64;
     assert!((began % 86_400 - since(&data)).abs() <= 1, "{data}");
+    shell.ended();
+}
+
+/// Waits until the kernel has had so many requests without an answer for longer than proof takes, and asks nobody
+/// but the kernel.
+fn hangs_unread(stage: &Stage, requests: u64) {
+    let connection = connection_of(&stage.mnt()).unwrap();
+    let is_hung = || machine::kernel_waiting(connection) == Some(requests);
+    let mut since = Instant::now();
+    until(|| {
+        if !is_hung() {
+            since = Instant::now();
+        }
+        (since.elapsed() > Duration::from_secs(2)).then_some(())
+    });
+}
+
+#[test]
+fn the_first_reader_of_an_old_hang_gets_the_answer_at_once() {
+    let gates = ["--walk", "naive", "--gate", "locked", "--gate", "list"];
+    for first in [
+        |stage: &Stage| stage.diag(".diag"),
+        |stage: &Stage| String::from_utf8(stage.inflight(&[]).stdout).unwrap(),
+        |stage: &Stage| report(stage).to_string(),
+    ] {
+        let Some(stage) = Stage::set(&gates, &[]) else {
+            return;
+        };
+        let mut shell = send(&stage);
+        stage.arrival("locked");
+        stage.arrival("list");
+        hangs_unread(&stage, 2);
+
+        let text = first(&stage);
+
+        assert!(text.starts_with("DEADLOCK for "), "{text}");
+        shell.ended();
+    }
+}
+
+#[test]
+fn a_server_that_was_stopped_in_a_deadlock_is_not_taken_for_one_without_a_tracker() {
+    let gates = ["--walk", "naive", "--gate", "locked", "--gate", "list"];
+    let Some(stage) = Stage::set(&gates, &[]) else {
+        return;
+    };
+    let mut shell = send(&stage);
+    stage.arrival("locked");
+    stage.arrival("list");
+    let server = stage.server.0.id();
+    let signal = |name: &str| {
+        let status = Command::new("kill")
+            .args([name, &server.to_string()])
+            .status();
+        assert!(status.unwrap().success());
+    };
+    hangs_unread(&stage, 2);
+    signal("-STOP");
+
+    let text = stage.diag(".diag");
+    signal("-CONT");
+
+    assert!(text.starts_with("LIKELY DEADLOCK for "), "{text}");
+    let why = format!(
+        "Only likely, because shelley[{server}] is stopped (state T; kill -CONT lets it go on)"
+    );
+    assert!(text.contains(&why), "{text}");
+    assert!(!text.contains("runs no inflight"), "{text}");
     shell.ended();
 }
 
@@ -255,7 +327,7 @@ fn a_server_that_was_stopped_is_named_with_its_state() {
 
     // The call is two seconds old at least: that is enough to be called stuck, if one wants to.
     let report = until(|| {
-        let report = report(&stage).stuck_after(std::time::Duration::from_secs(2));
+        let report = report(&stage).stuck_after(Duration::from_secs(2));
         Some(report).filter(|report| report.verdict() == &Verdict::Stuck)
     });
     signal("-CONT");
