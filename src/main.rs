@@ -181,6 +181,10 @@ fn mounts_text(report: &Report, mounts: &[FuseMount]) -> String {
     }
     let mut text = String::from("\nFUSE mounts of this machine\n");
     let snapshots = || std::iter::once(&report.local).chain(&report.peers);
+    let is_silent = |pid| {
+        let mut failed = report.peers_failed.iter();
+        failed.any(|failed| failed.pid() == Some(pid))
+    };
     for mount in mounts {
         let waiting = match mount.kernel_waiting {
             Some(waiting) => format!("kernel {waiting} waiting"),
@@ -207,10 +211,11 @@ fn mounts_text(report: &Report, mounts: &[FuseMount]) -> String {
                     (true, _) | (_, Some(0)) => String::new(),
                     _ => format!("if it hangs, to free its callers: inflight abort {path}"),
                 };
-                let inside = if has_tracker {
-                    ""
-                } else {
-                    ", which runs no inflight"
+                let inside = match server {
+                    _ if has_tracker => "",
+                    Server::Process(pid, _) if is_silent(*pid) => ", whose report is missing",
+                    Server::Process(..) => ", which runs no inflight",
+                    _ => "",
                 };
                 (format!("{name}{inside}"), advice)
             }

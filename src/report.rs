@@ -128,9 +128,11 @@ pub struct PeerFailed {
 }
 
 impl PeerFailed {
-    /// The process that its socket is named after.
-    pub(crate) fn pid(&self) -> Option<u32> {
-        let name = Path::new(&self.address).file_stem()?.to_str()?;
+    /// The process that its socket is named after; `None` if it has no socket.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        let name = Path::new(&self.address).file_name()?.to_str()?;
+        let name = name.strip_suffix(".sock")?;
         name.split('-').next()?.parse().ok()
     }
 }

@@ -12,7 +12,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2},
+    io::Errno,
+};
 
 use crate::{
     mountinfo::{self, Mounted, is_in_fuse},
@@ -115,19 +118,19 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    fn new(namespace: &Namespace, path: &Path) -> Option<Self> {
+    fn new(namespace: &Namespace, path: &Path) -> Result<Self, Errno> {
         if is_in_fuse(&namespace.mounts, path) {
-            return None;
+            return Err(Errno::XDEV);
         }
         let directory = openat2(
             &namespace.root,
-            path.strip_prefix("/").ok()?,
+            path.strip_prefix("/").map_err(|_| Errno::INVAL)?,
             PLACE,
             Mode::empty(),
             ResolveFlags::NO_SYMLINKS | ResolveFlags::IN_ROOT,
-        );
-        Some(Self {
-            directory: directory.ok()?,
+        )?;
+        Ok(Self {
+            directory,
             sockets: Vec::new(),
         })
     }
@@ -140,9 +143,16 @@ impl Opened {
     }
 }
 
+/// Where processes can be asked, and where not.
+pub(super) struct Sockets {
+    pub(super) directories: Vec<Opened>,
+    /// In directories that this user may not enter.
+    pub(super) closed: Vec<PathBuf>,
+}
+
 /// The sockets of all processes that may be asked: in the directories, and in others of this
 /// network namespace.
-pub(super) fn sockets() -> Vec<Opened> {
+pub(super) fn sockets() -> Sockets {
     let listed = fs::read_to_string("/proc/net/unix").unwrap_or_default();
     let mut by_directory: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
     for socket in in_proc(&listed) {
@@ -154,11 +164,17 @@ pub(super) fn sockets() -> Vec<Opened> {
     for dir in all() {
         by_directory.entry(dir).or_default();
     }
-    let mut found = Vec::new();
+    let (mut directories, mut closed) = (Vec::new(), Vec::new());
     for (at, namespace) in Namespace::all().iter().enumerate() {
         for (path, listed) in &by_directory {
-            let Some(mut opened) = Opened::new(namespace, path) else {
-                continue;
+            let mut opened = match Opened::new(namespace, path) {
+                Ok(opened) => opened,
+                Err(error) => {
+                    if at == 0 && error == Errno::ACCESS {
+                        closed.extend(listed.iter().cloned());
+                    }
+                    continue;
+                }
             };
             let entries = fs::read_dir(opened.way_to(Path::new("."))).into_iter();
             let entries = entries.flatten().flatten();
@@ -171,10 +187,13 @@ pub(super) fn sockets() -> Vec<Opened> {
             sockets.sort();
             sockets.dedup();
             opened.sockets = sockets;
-            found.push(opened);
+            directories.push(opened);
         }
     }
-    found
+    Sockets {
+        directories,
+        closed,
+    }
 }
 
 // `PID.sock` or `PID-1.sock`.

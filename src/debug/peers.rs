@@ -38,8 +38,27 @@ const PATH: &str = "/debug/inflight";
 enum Answer {
     Snapshot(Box<Snapshot>),
     Failed(PeerFailed),
-    /// Nobody is there, or it is not for us.
+    /// It is another user's.
+    Denied(PathBuf),
+    /// Nobody is there.
     Passed,
+}
+
+/// What came of asking.
+#[derive(Default)]
+struct Asked {
+    snapshots: Vec<Snapshot>,
+    failed: Vec<PeerFailed>,
+    denied: Vec<PathBuf>,
+}
+
+/// What the sockets of other users, which this one may not ask, come to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Denied {
+    /// A line among what is not known: on a machine of many users there are always some.
+    Counted,
+    /// As many answers that are missing: whoever looks at the whole machine has not seen it.
+    Failed,
 }
 
 impl Report {
@@ -49,7 +68,8 @@ impl Report {
     /// [`collect_async`](Self::collect_async).
     #[must_use]
     pub fn collect(tracker: &Tracker) -> Self {
-        Self::collect_where(tracker, tracker.peers().to_vec(), |_| true).with_evidence(false)
+        let urls = tracker.peers().to_vec();
+        Self::collect_where(tracker, urls, Denied::Counted, |_| true).with_evidence(false)
     }
 
     /// Reports what the processes on the other side of these sources do, as they see it.
@@ -60,7 +80,8 @@ impl Report {
     pub fn collect_from(tracker: &Tracker, sources: &[String]) -> Self {
         if sources.is_empty() {
             // Whoever looks at the whole machine wants to see those, too, that no report tells of.
-            return Self::collect_where(tracker, tracker.peers().to_vec(), |_| true)
+            let urls = tracker.peers().to_vec();
+            return Self::collect_where(tracker, urls, Denied::Failed, |_| true)
                 .with_evidence(true);
         }
         let is_mount = |source: &String| source.starts_with('/') && !source.ends_with(".sock");
@@ -72,7 +93,7 @@ impl Report {
             sources.any(|source| source == pid || Path::new(source) == socket)
         };
         let urls = sources.iter().filter(|source| is_url(source)).cloned();
-        let mut report = Self::collect_where(tracker, urls.collect(), |socket| {
+        let mut report = Self::collect_where(tracker, urls.collect(), Denied::Failed, |socket| {
             !mounts.is_empty() || is_named(socket)
         })
         .with_evidence(true);
@@ -104,19 +125,35 @@ impl Report {
     fn collect_where(
         tracker: &Tracker,
         urls: Vec<String>,
+        if_denied: Denied,
         wanted: impl Fn(&Path) -> bool + Send,
     ) -> Self {
         let ask = || ask_all(&urls, wanted);
-        let (peers, failed) = if tokio::runtime::Handle::try_current().is_ok() {
+        let Asked {
+            snapshots,
+            mut failed,
+            denied,
+        } = if tokio::runtime::Handle::try_current().is_ok() {
             // A thread of a runtime must not start another one.
             std::thread::scope(|scope| scope.spawn(ask).join().unwrap_or_default())
         } else {
             ask()
         };
         // After the peers: a thread that ran before the call it made began, and still runs, is proof.
-        let (local, unknown) = seen_from_inside(tracker.snapshot());
+        let (local, mut unknown) = seen_from_inside(tracker.snapshot());
+        match if_denied {
+            Denied::Counted if denied.is_empty() => {}
+            Denied::Counted => unknown.push(format!(
+                "what processes of other users do ({}), which only they and root may ask",
+                denied.len()
+            )),
+            Denied::Failed => failed.extend(denied.iter().map(|socket| PeerFailed {
+                address: crate::text::visible(&socket.to_string_lossy()),
+                why: "it is another user's, needs root".to_owned(),
+            })),
+        }
         let mut known = vec![local.process.clone()];
-        let peers = peers.into_iter().filter(|peer| {
+        let peers = snapshots.into_iter().filter(|peer| {
             let is_new = !known.contains(&peer.process);
             known.push(peer.process.clone());
             is_new
@@ -138,7 +175,7 @@ impl Report {
 }
 
 // On a runtime of its own, so that it works wherever it is called, and without further threads.
-fn ask_all(urls: &[String], wanted: impl Fn(&Path) -> bool) -> (Vec<Snapshot>, Vec<PeerFailed>) {
+fn ask_all(urls: &[String], wanted: impl Fn(&Path) -> bool) -> Asked {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -149,12 +186,18 @@ fn ask_all(urls: &[String], wanted: impl Fn(&Path) -> bool) -> (Vec<Snapshot>, V
                 address: "all others".to_owned(),
                 why: format!("no runtime to ask them with: {error}"),
             };
-            return (Vec::new(), vec![failed]);
+            return Asked {
+                failed: vec![failed],
+                ..Asked::default()
+            };
         }
     };
     runtime.block_on(async {
         let mut asked = JoinSet::new();
-        let directories = directory::sockets();
+        let directory::Sockets {
+            directories,
+            closed,
+        } = directory::sockets();
         for directory in &directories {
             for socket in directory.sockets.iter().filter(|socket| wanted(socket)) {
                 asked.spawn(ask(socket.clone(), directory.way_to(socket)));
@@ -163,17 +206,21 @@ fn ask_all(urls: &[String], wanted: impl Fn(&Path) -> bool) -> (Vec<Snapshot>, V
         for url in urls {
             asked.spawn(ask_url(url.clone()));
         }
-        let (mut snapshots, mut failed) = (Vec::new(), Vec::new());
+        let mut all = Asked::default();
+        all.denied
+            .extend(closed.into_iter().filter(|socket| wanted(socket)));
         for answer in asked.join_all().await {
             match answer {
-                Answer::Snapshot(snapshot) => snapshots.push(*snapshot),
-                Answer::Failed(why) => failed.push(why),
+                Answer::Snapshot(snapshot) => all.snapshots.push(*snapshot),
+                Answer::Failed(why) => all.failed.push(why),
+                Answer::Denied(socket) => all.denied.push(socket),
                 Answer::Passed => {}
             }
         }
-        snapshots.sort_by_key(|snapshot| snapshot.process.pid);
-        failed.sort_by(|a, b| a.address.cmp(&b.address));
-        (snapshots, failed)
+        all.snapshots.sort_by_key(|snapshot| snapshot.process.pid);
+        all.failed.sort_by(|a, b| a.address.cmp(&b.address));
+        all.denied.sort();
+        all
     })
 }
 
@@ -189,9 +236,8 @@ async fn ask(socket: PathBuf, way: PathBuf) -> Answer {
         Ok(stream) => stream,
         Err(error) => {
             return match error.kind() {
-                io::ErrorKind::ConnectionRefused
-                | io::ErrorKind::NotFound
-                | io::ErrorKind::PermissionDenied => Answer::Passed,
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Answer::Passed,
+                io::ErrorKind::PermissionDenied => Answer::Denied(socket),
                 _ => failed(error.to_string()),
             };
         }

@@ -1,6 +1,7 @@
 //! The program `inflight`, run as a user runs it, on mounts that are healthy, stuck and dead.
 
 use std::{
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
@@ -148,6 +149,39 @@ fn a_source_narrows_the_report_and_one_that_is_not_there_is_named() {
         "{why}"
     );
     assert!(why.contains("Looked for PID.sock in\n"), "{why}");
+}
+
+#[test]
+fn another_user_is_told_what_only_root_may_ask() {
+    let Some(mounted) = Mounted::new() else {
+        return;
+    };
+    // Where that user may go.
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("inflight");
+    std::fs::copy(env!("CARGO_BIN_EXE_inflight"), &program).unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), open).unwrap();
+    let as_nobody = |arguments: &[&str]| {
+        let mut inflight = Command::new(&program);
+        inflight.args(arguments).uid(65534).gid(65534);
+        inflight.current_dir("/").output().unwrap()
+    };
+
+    let output = as_nobody(&[]);
+    let check = as_nobody(&["check"]);
+
+    let text = out(&output);
+    let path = format!("     {}   ", mounted.path("").display());
+    let line = text.lines().find(|line| line.starts_with(&path));
+    assert!(text.starts_with("UNKNOWN: "), "{text}");
+    let socket = format!(
+        "{}.sock does (it is another user's, needs root)",
+        mounted.pid()
+    );
+    assert!(text.replace("\n        ", " ").contains(&socket), "{text}");
+    assert!(!line.unwrap().contains("runs no inflight"), "{text}");
+    assert_eq!(check.status.code(), Some(2), "{}", out(&check));
 }
 
 #[test]
