@@ -8,39 +8,15 @@ use std::{
 };
 
 use inflight::{Kind, Report, machine, report::Verdict};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     mounted::connection_of,
     stage::{Hung, Stage, cat, until},
 };
 
-/// A server without a tracker: one lock, held while the folder is walked.
-const PYTHON: &str = r#"
-import http.server, json, os, sys, threading
-lock = threading.Lock()
-class Handler(http.server.BaseHTTPRequestHandler):
-    def answer(self, status, value):
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def do_GET(self):
-        with lock:
-            self.answer(200, [])
-    def do_POST(self):
-        say = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with lock:
-            found = [names for _, _, names in os.walk(say["cwd"])]
-        self.answer(201, {"status": "accepted", "conversation_id": "c000001"})
-    def log_message(self, *_):
-        pass
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-print(f"serving http://127.0.0.1:{server.server_port}", flush=True)
-sys.stdin.read()
-os._exit(0)
-"#;
+/// The lock is held over the walk, and both gates stand on the way into the hang.
+const NAIVE: [&str; 6] = ["--walk", "naive", "--gate", "locked", "--gate", "list"];
 
 fn send(stage: &Stage) -> Hung {
     let send = stage.mnt().join("conversation/1b9b/send");
@@ -79,10 +55,7 @@ fn of(kind: Kind, name: &str) -> (Kind, String) {
 
 #[test]
 fn the_lock_held_over_the_walk_is_a_deadlock_of_exactly_four() {
-    let Some(stage) = Stage::set(
-        &["--walk", "naive", "--gate", "locked", "--gate", "list"],
-        &[],
-    ) else {
+    let Some(stage) = Stage::set(&NAIVE, &[]) else {
         return;
     };
     let mut shell = send(&stage);
@@ -133,6 +106,11 @@ fn the_lock_held_over_the_walk_is_a_deadlock_of_exactly_four() {
     shell.ended();
 }
 
+fn signal(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(pid.cast_signed()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
 /// Waits until the kernel has had so many requests without an answer for longer than proof takes, and asks nobody
 /// but the kernel.
 fn hangs_unread(stage: &Stage, requests: u64) {
@@ -149,13 +127,12 @@ fn hangs_unread(stage: &Stage, requests: u64) {
 
 #[test]
 fn the_first_reader_of_an_old_hang_gets_the_answer_at_once() {
-    let gates = ["--walk", "naive", "--gate", "locked", "--gate", "list"];
     for first in [
         |stage: &Stage| stage.diag(".diag"),
         |stage: &Stage| String::from_utf8(stage.inflight(&[]).stdout).unwrap(),
         |stage: &Stage| report(stage).to_string(),
     ] {
-        let Some(stage) = Stage::set(&gates, &[]) else {
+        let Some(stage) = Stage::set(&NAIVE, &[]) else {
             return;
         };
         let mut shell = send(&stage);
@@ -172,25 +149,18 @@ fn the_first_reader_of_an_old_hang_gets_the_answer_at_once() {
 
 #[test]
 fn a_server_that_was_stopped_in_a_deadlock_is_not_taken_for_one_without_a_tracker() {
-    let gates = ["--walk", "naive", "--gate", "locked", "--gate", "list"];
-    let Some(stage) = Stage::set(&gates, &[]) else {
+    let Some(stage) = Stage::set(&NAIVE, &[]) else {
         return;
     };
     let mut shell = send(&stage);
     stage.arrival("locked");
     stage.arrival("list");
     let server = stage.server.0.id();
-    let signal = |name: &str| {
-        let status = Command::new("kill")
-            .args([name, &server.to_string()])
-            .status();
-        assert!(status.unwrap().success());
-    };
     hangs_unread(&stage, 2);
-    signal("-STOP");
+    signal(server, Signal::STOP);
 
     let text = stage.diag(".diag");
-    signal("-CONT");
+    signal(server, Signal::CONT);
 
     assert!(text.starts_with("LIKELY DEADLOCK for "), "{text}");
     let why = format!(
@@ -266,7 +236,7 @@ fn with_several_slots_and_no_lock_held_no_reader_ever_sees_a_deadlock() {
 #[test]
 fn a_server_without_a_tracker_is_a_likely_deadlock_that_names_its_process() {
     let mut python = Command::new("python3");
-    python.args(["-c", PYTHON]);
+    python.args(["-c", include_str!("walks.py")]);
     let Some(stage) = Stage::over(&mut python, &[]) else {
         return;
     };
@@ -317,20 +287,14 @@ fn a_server_that_was_stopped_is_named_with_its_state() {
     let mut shell = send(&stage);
     let gate = stage.arrive("locked");
     let server = stage.server.0.id();
-    let signal = |name: &str| {
-        let status = Command::new("kill")
-            .args([name, &server.to_string()])
-            .status();
-        assert!(status.unwrap().success());
-    };
-    signal("-STOP");
+    signal(server, Signal::STOP);
 
     // The call is two seconds old at least: that is enough to be called stuck, if one wants to.
     let report = until(|| {
         let report = report(&stage).stuck_after(Duration::from_secs(2));
         Some(report).filter(|report| report.verdict() == &Verdict::Stuck)
     });
-    signal("-CONT");
+    signal(server, Signal::CONT);
     drop(gate);
 
     let text = report.to_string();
