@@ -51,6 +51,7 @@ impl Message {
         match serde_json::from_str::<LlmData>(data) {
             Ok(data) => {
                 let texts = data.content.into_iter().map(|content| content.text);
+                let texts = texts.filter(|text| !text.is_empty());
                 texts.collect::<Vec<_>>().join("\n")
             }
             Err(_) => data.to_owned(),
@@ -75,7 +76,7 @@ pub(crate) struct LlmData {
 pub(crate) struct Content {
     #[serde(rename = "ID")]
     pub(crate) id: String,
-    /// 2: text, 3: thinking.
+    /// 2: text, 3: thinking, 5: use of a tool.
     #[serde(rename = "Type")]
     pub(crate) kind: u32,
     pub(crate) text: String,

@@ -2,6 +2,8 @@
 
 use std::{fmt::Display, str::FromStr, time::Duration};
 
+const MOST_THREADS: usize = 512;
+
 /// What is left of it.
 pub(crate) struct Args(pub(crate) Vec<String>);
 
@@ -29,6 +31,14 @@ impl Args {
         self.value(name)?
             .map(|value| value.parse().map_err(|e| format!("{name} {value}: {e}")))
             .transpose()
+    }
+
+    /// How many threads: one at least, and not so many that the machine has no room for others.
+    pub(crate) fn threads(&mut self, name: &str, usual: usize) -> Result<usize, String> {
+        match self.parsed(name)?.unwrap_or(usual) {
+            threads @ 1..=MOST_THREADS => Ok(threads),
+            other => Err(format!("{name} {other}: not 1 to {MOST_THREADS}")),
+        }
     }
 
     pub(crate) fn seconds(&mut self, name: &str) -> Result<Option<Duration>, String> {

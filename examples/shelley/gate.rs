@@ -10,6 +10,8 @@ use std::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+const POINTS: [&str; 6] = ["locked", "list", "one", "chat", "dir", "accepted"];
+
 /// The gates that were asked for; every other point is open.
 ///
 /// Who comes to a closed gate connects to its unix socket, says `POINT DETAIL` in a line and waits for an answer or for the
@@ -23,6 +25,9 @@ impl Gates {
         let (point, socket) = gate
             .split_once('=')
             .ok_or(format!("--gate {gate}: not POINT=SOCKET"))?;
+        if !POINTS.contains(&point) {
+            return Err(format!("--gate {gate}: not one of {}", POINTS.join(", ")));
+        }
         self.0.insert(point.to_owned(), socket.into());
         Ok(())
     }

@@ -46,6 +46,7 @@ mod walk;
 use std::{path::PathBuf, process::ExitCode, sync::OnceLock, time::Duration};
 
 use inflight::{Tracker, otel::Exporter};
+use reqwest::Url;
 use tokio::runtime::{Builder, Runtime};
 
 use self::args::Args;
@@ -69,14 +70,14 @@ const WALK_DEADLINE: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.iter().any(|arg| arg == "-h" || arg == "--help") {
+        print!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
     let ran = match args.first().map(String::as_str) {
         Some("serve") => serve(Args(args[1..].to_vec())),
         Some("mount") => mount(Args(args[1..].to_vec())),
         None | Some("--only" | "--keep") => return story::tell(Args(args)),
-        Some("-h" | "--help") => {
-            print!("{USAGE}");
-            return ExitCode::SUCCESS;
-        }
         Some(other) => Err(format!("no such command: {other}\n{USAGE}")),
     };
     match ran {
@@ -89,7 +90,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(mut args: Args) -> Result<(), String> {
-    let threads = args.parsed("--threads")?.unwrap_or(4);
+    let threads = args.threads("--threads", 4)?;
     let mut options = server::Options {
         listen: args
             .parsed("--listen")?
@@ -122,9 +123,14 @@ fn serve(mut args: Args) -> Result<(), String> {
 }
 
 fn mount(mut args: Args) -> Result<(), String> {
-    let server: String = args.parsed("--server")?.ok_or("mount needs --server URL")?;
+    let server = args.value("--server")?.ok_or("mount needs --server URL")?;
+    if !Url::parse(&server).is_ok_and(|url| url.scheme() == "http") {
+        return Err(format!(
+            "--server {server}: not a URL as http://127.0.0.1:9999"
+        ));
+    }
     let cwd: Option<PathBuf> = args.parsed("--cwd")?;
-    let slots: usize = args.parsed("--slots")?.unwrap_or(1);
+    let slots = args.threads("--slots", 1)?;
     let inline = args.flag("--inline");
     let fresh = args.flag("--fresh");
     let timeout = args.seconds("--http-timeout")?.unwrap_or(HTTP_TIMEOUT);
@@ -144,6 +150,10 @@ fn mount(mut args: Args) -> Result<(), String> {
     let dir = dir
         .canonicalize()
         .map_err(|e| format!("{}: {e}", dir.display()))?;
+    // The kernel would mount it on a file too, where nothing in it can be reached.
+    if !dir.is_dir() {
+        return Err(format!("{}: not a directory", dir.display()));
+    }
     let cwd = cwd
         .or_else(|| dir.parent().map(PathBuf::from))
         .unwrap_or_else(|| dir.clone());

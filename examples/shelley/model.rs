@@ -14,12 +14,14 @@ const TEXT: u32 = 2;
 
 const THINKING: u32 = 3;
 
+const TOOL_USE: u32 = 5;
+
 /// What the model says, and when.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Reply {
     /// `agent` or `error`.
     pub(crate) kind: &'static str,
-    pub(crate) content: Vec<(u32, String)>,
+    pub(crate) content: Vec<Content>,
     pub(crate) after: Duration,
 }
 
@@ -31,7 +33,7 @@ pub(crate) fn reply(message: &str) -> Reply {
         .map_or(Duration::ZERO, Duration::from_millis);
     let agent = |text: &str| Reply {
         kind: "agent",
-        content: vec![(TEXT, text.to_owned())],
+        content: text_of(text),
         after: always,
     };
     let message = message.trim();
@@ -47,8 +49,21 @@ pub(crate) fn reply(message: &str) -> Reply {
         },
         Some(("think", thought)) => Reply {
             content: vec![
-                (THINKING, thought.to_owned()),
-                (TEXT, "I've considered my approach.".to_owned()),
+                part(THINKING, thought),
+                part(TEXT, "I've considered my approach."),
+            ],
+            ..agent("")
+        },
+        // It asks for the tool, and nobody runs it: this server does nothing to the machine it is on.
+        Some(("bash", command)) => Reply {
+            content: vec![
+                part(TEXT, &format!("I'll run the command: {command}")),
+                Content {
+                    id: "tool-1".to_owned(),
+                    tool_name: "bash".to_owned(),
+                    tool_input: Some(serde_json::json!({ "command": command })),
+                    ..part(TOOL_USE, "")
+                },
             ],
             ..agent("")
         },
@@ -65,23 +80,26 @@ fn delay(seconds: &str) -> Option<Duration> {
 }
 
 /// The parts of a message, as they are kept.
-pub(crate) fn llm_data(role: u32, content: &[(u32, String)], end_of_turn: bool) -> String {
-    let content = content.iter().map(|(kind, text)| Content {
-        kind: *kind,
-        text: text.clone(),
-        ..Content::default()
-    });
+pub(crate) fn llm_data(role: u32, content: &[Content], end_of_turn: bool) -> String {
     let data = LlmData {
         role,
-        content: content.collect(),
+        content: content.to_vec(),
         end_of_turn,
     };
     serde_json::to_string(&data).unwrap_or_default()
 }
 
-/// A part of plain text.
-pub(crate) fn text(text: impl Into<String>) -> Vec<(u32, String)> {
-    vec![(TEXT, text.into())]
+/// The one part of a message that is plain text.
+pub(crate) fn text_of(text: &str) -> Vec<Content> {
+    vec![part(TEXT, text)]
+}
+
+fn part(kind: u32, text: &str) -> Content {
+    Content {
+        kind,
+        text: text.to_owned(),
+        ..Content::default()
+    }
 }
 
 /// A name for a conversation, from what it begins with; none if there is no letter in it.

@@ -134,7 +134,7 @@ impl Server {
         let reply = model::reply(message);
         let (server, of_turn) = (Arc::clone(self), id.to_owned());
         self.change(|store| {
-            store.say(id, "user", &model::text(message));
+            store.say(id, "user", &model::text_of(message));
             store.begin_turn(id, |turn| {
                 let answer = async move {
                     if let Some(before) = turn.before {
@@ -289,7 +289,7 @@ async fn begin(
 
     let id = server.change(|store| {
         let id = store.begin(&model, &cwd.display().to_string());
-        store.say(&id, "system", &model::text(guidance.prompt()));
+        store.say(&id, "system", &model::text_of(&guidance.prompt()));
         id
     });
     server.converse(&id, &say.message);
@@ -324,7 +324,7 @@ async fn cancel(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Js
     let cancelled = server.change(|store| {
         let cancelled = store.cancel(&id);
         if cancelled {
-            store.say(&id, "agent", &model::text("[Operation cancelled]"));
+            store.say(&id, "agent", &model::text_of("[Operation cancelled]"));
         }
         cancelled
     });

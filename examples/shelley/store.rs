@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use crate::api::{Conversation, Message, Transcript};
+use crate::api::{Content, Conversation, Message, Transcript};
 use crate::model;
 
 /// All conversations, oldest first.
@@ -113,7 +113,7 @@ impl Store {
     }
 
     /// Does nothing if the conversation is gone.
-    pub(crate) fn say(&mut self, id: &str, kind: &str, content: &[(u32, String)]) {
+    pub(crate) fn say(&mut self, id: &str, kind: &str, content: &[Content]) {
         let Some(row) = self.row_mut(id) else {
             return;
         };

@@ -1,7 +1,7 @@
 //! Every file of the example's file system, as a shell sees it over the running server.
 
-use crate::shelley_tools::{begun, clone, refused, request, said, settle, stage};
-use crate::stage::Stage;
+use crate::shelley_tools::{begun, clone, refused, request, said, settle, sh, stage};
+use crate::stage::{Stage, until};
 
 #[test]
 fn the_root_says_how_it_is_used() {
@@ -231,22 +231,54 @@ fn a_required_header_is_sent() {
     );
 }
 
+/// How often the file system was asked for this name so far.
+fn lookups(stage: &Stage, path: &str) -> usize {
+    let mount = stage.snapshot(&stage.mount);
+    let ended = mount.recent.iter().map(|it| &it.op);
+    ended
+        .filter(|op| op.name == "lookup" && op.target == path)
+        .count()
+}
+
 #[test]
-fn the_kernel_keeps_what_does_not_change_and_asks_again_for_the_rest() {
-    let server = ["--walk-deadline", "5"];
+fn the_kernel_keeps_each_name_for_a_while_and_none_if_it_shall_keep_nothing() {
     for (fresh, most) in [(None, 1), (Some("--fresh"), 3)] {
-        let Some(stage) = Stage::set(&server, &Vec::from_iter(fresh)) else {
+        let Some(stage) = Stage::set(&[], &Vec::from_iter(fresh)) else {
             return;
         };
         let mnt = &stage.mnt();
 
-        for _ in 0..3 {
-            said(mnt, "cat $mnt/README.md");
-        }
+        for path in [
+            "/README.md",
+            "/model/predictable",
+            "/conversation/1b9b",
+            "/conversation/1b9b/ctl",
+            "/conversation/no-such-slug",
+        ] {
+            sh(mnt, &format!("for n in 1 2 3; do test -e $mnt{path}; done"));
 
-        let mount = stage.snapshot(&stage.mount);
-        let ended = mount.recent.iter().map(|it| &it.op);
-        let lookups = ended.filter(|op| op.name == "lookup" && op.target == "/README.md");
-        assert_eq!(lookups.count(), most, "{fresh:?}");
+            // An op ends a moment after its answer was sent.
+            until(|| stage.snapshot(&stage.mount).ops.is_empty().then_some(()));
+            until(|| (lookups(&stage, path) >= most).then_some(()));
+            assert_eq!(lookups(&stage, path), most, "{path} {fresh:?}");
+        }
     }
+}
+
+#[test]
+fn that_a_name_is_not_there_is_forgotten_before_the_rest() {
+    let Some(stage) = Stage::set(&[], &[]) else {
+        return;
+    };
+    let (mnt, none) = (&stage.mnt(), "/conversation/no-such-slug");
+
+    until(|| {
+        sh(
+            mnt,
+            &format!("test -e $mnt{none}; test -e $mnt/conversation/1b9b"),
+        );
+        (lookups(&stage, none) >= 2).then_some(())
+    });
+
+    assert_eq!(lookups(&stage, "/conversation/1b9b"), 1);
 }

@@ -132,6 +132,7 @@ fn the_predictable_model_says_what_is_documented() {
             "error",
             "LLM request failed: predictable error: out of tokens",
         ),
+        ("bash: ls", "agent", "I'll run the command: ls"),
         ("delay: 0.01", "agent", "Delayed for 0.01 seconds"),
         (
             "what?",
@@ -144,6 +145,43 @@ fn the_predictable_model_says_what_is_documented() {
         assert_eq!(types(&transcript), ["system", "user", kind], "{said}");
         assert_eq!(text(&transcript, 2), answered);
     }
+}
+
+#[test]
+fn the_predictable_model_thinks_and_asks_for_a_tool_in_parts_of_their_own() {
+    let server = Server::start(&[]);
+    let parts = |message: &str| {
+        let transcript = settled(&server, &server.begin(message));
+        let data = transcript["messages"][2]["llm_data"].as_str().unwrap();
+        let data: Value = serde_json::from_str(data).unwrap();
+        let parts = data["Content"].as_array().unwrap().iter();
+        parts
+            .map(|part| (part["Type"].as_u64().unwrap(), part.clone()))
+            .collect::<Vec<_>>()
+    };
+
+    let [(3, thought), (2, _)] = &parts("think: well")[..] else {
+        panic!("no thought and text");
+    };
+    assert_eq!(thought["Text"], "well");
+    let [(2, _), (5, tool)] = &parts("bash: ls")[..] else {
+        panic!("no text and tool");
+    };
+    assert_eq!(
+        (&tool["ToolName"], &tool["ToolInput"]),
+        (&json!("bash"), &json!({"command": "ls"}))
+    );
+}
+
+#[test]
+fn a_delay_of_the_environment_is_added_to_each_reply() {
+    let server = Server::with("PREDICTABLE_DELAY_MS", "3600000");
+
+    let id = server.begin("hello");
+
+    assert_eq!(one(&server, &id)["conversation"]["working"], true);
+    server.post(&format!("/api/conversation/{id}/cancel"), "");
+    assert_eq!(types(&settled(&server, &id)).len(), 3);
 }
 
 #[test]

@@ -20,10 +20,18 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(args: &[&str]) -> Self {
+        Self::run(Command::new(example()).arg("serve").args(args))
+    }
+
+    /// One with this in its environment.
+    pub(crate) fn with(variable: &str, value: &str) -> Self {
+        Self::run(Command::new(example()).arg("serve").env(variable, value))
+    }
+
+    fn run(command: &mut Command) -> Self {
         let dir = TempDir::with_prefix("inflight-").unwrap();
-        let mut command = Command::new(example());
-        command.arg("serve").args(args).arg("--stop-at-eof");
-        let daemon = Daemon::start(dir.path(), &mut command);
+        command.arg("--stop-at-eof");
+        let daemon = Daemon::start(dir.path(), command);
         Self { daemon, dir }
     }
 
