@@ -140,9 +140,9 @@ impl Opened {
     }
 }
 
-/// The sockets of all processes that may be asked: in the directories, and in others of this
+/// The sockets of all processes that may be asked: in the directories and in `more`, and in others of this
 /// network namespace.
-pub(super) fn sockets() -> Vec<Opened> {
+pub(super) fn sockets(more: &[PathBuf]) -> Vec<Opened> {
     let listed = fs::read_to_string("/proc/net/unix").unwrap_or_default();
     let mut by_directory: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
     for socket in in_proc(&listed) {
@@ -151,7 +151,7 @@ pub(super) fn sockets() -> Vec<Opened> {
         }
     }
     // Sockets of other network namespaces are not listed, but may be in our own directories.
-    for dir in all() {
+    for dir in all().into_iter().chain(more.iter().cloned()) {
         by_directory.entry(dir).or_default();
     }
     let mut found = Vec::new();
