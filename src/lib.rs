@@ -30,7 +30,8 @@
 //! - `otel`: [`otel`], every ended op as an OpenTelemetry span, and stuck ones while they are stuck.
 //! - `full`: all of these.
 //! - `cli`: the program `inflight`, for `cargo install inflight --features cli`.
-//! - `testing`: assertions for tests, and a kernel made of a socket pair for testing file systems.
+//! - `testing`: [`testing`], for tests that cannot hang silently: assertions, a guard with a deadline, daemons and
+//!   commands under test, and a kernel made of a socket pair for testing file systems.
 //!
 //! # What it promises
 //!
@@ -38,6 +39,8 @@
 //! counts instead of recording. `INFLIGHT=off` in the environment turns it off. No report shows
 //! passwords, query values, header values or bodies.
 
+#[cfg(any(feature = "fuse", feature = "testing"))]
+mod bounded;
 mod clock;
 pub mod context;
 #[cfg(feature = "debug")]
@@ -59,6 +62,8 @@ mod op;
 pub mod otel;
 #[cfg(feature = "otel")]
 mod outlet;
+#[cfg(any(feature = "fuse", feature = "testing"))]
+mod place;
 mod proc;
 mod process;
 mod record;

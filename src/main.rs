@@ -4,9 +4,9 @@
 use std::{
     ffi::OsString,
     io::{self, IsTerminal, Write},
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::unix::process::ExitStatusExt,
     path::Path,
-    process::{Child, Command, ExitCode, ExitStatus},
+    process::{Command, ExitCode, ExitStatus},
     thread,
     time::{Duration, Instant},
 };
@@ -15,10 +15,9 @@ use anstyle::{AnsiColor, Style};
 use clap::{Args, Parser, Subcommand};
 use inflight::{
     Filter, Kind, Report, Tracker, debug,
-    machine::{self, FuseMount, Server, Sleeper},
+    machine::{self, FuseMount, Group, Server},
     report::Verdict,
 };
-use rustix::process::{Pid, Signal, kill_process_group};
 
 /// What a program is given to end after TERM, and after KILL.
 const LAST: Duration = Duration::from_secs(1);
@@ -352,11 +351,7 @@ fn run(tracker: &Tracker, timeout: Duration, command: &[OsString]) -> ExitCode {
     let [program, arguments @ ..] = command else {
         return ExitCode::from(125);
     };
-    let spawned = Command::new(program)
-        .args(arguments)
-        .process_group(0)
-        .spawn();
-    let mut child = match spawned {
+    let mut child = match Group::spawn(Command::new(program).args(arguments)) {
         Ok(child) => child,
         Err(error) => {
             eprintln!(
@@ -370,7 +365,7 @@ fn run(tracker: &Tracker, timeout: Duration, command: &[OsString]) -> ExitCode {
             });
         }
     };
-    match ended_within(&mut child, timeout) {
+    match child.ended_within(timeout) {
         Ok(Some(status)) => return code_of(status),
         Ok(None) => {}
         Err(error) => {
@@ -378,66 +373,23 @@ fn run(tracker: &Tracker, timeout: Duration, command: &[OsString]) -> ExitCode {
             return ExitCode::from(125);
         }
     }
-    let group = child.id();
     let seconds = timeout.as_secs_f64();
     eprintln!(
         "inflight: {} has not ended after {seconds} s",
         Path::new(program).display()
     );
-    for thread in machine::sleepers(group) {
-        eprintln!("  {}", sleeper(&thread));
+    for thread in child.threads() {
+        eprintln!("  {thread}");
     }
     eprintln!("\n{}", Report::collect(tracker));
-    for signal in [Signal::TERM, Signal::KILL] {
-        if let Some(group) = Pid::from_raw(group.cast_signed()) {
-            // Whoever is gone needs no signal.
-            let _ = kill_process_group(group, signal);
-        }
-        if matches!(ended_within(&mut child, LAST), Ok(Some(_))) {
-            break;
-        }
-    }
-    let left = machine::sleepers(group);
-    if left.iter().any(|thread| thread.state != 'Z') {
+    let left = child.end(LAST);
+    if !left.is_empty() {
         eprintln!(
             "inflight: left behind, since it cannot be killed now (inflight abort would free it):"
         );
-        left.iter()
-            .for_each(|thread| eprintln!("  {}", sleeper(thread)));
+        left.iter().for_each(|thread| eprintln!("  {thread}"));
     }
     ExitCode::from(124)
-}
-
-fn sleeper(thread: &Sleeper) -> String {
-    let Sleeper {
-        pid,
-        tid,
-        name,
-        state,
-        ..
-    } = thread;
-    let asleep = thread.wchan.as_deref().map(|wchan| format!(" in {wchan}"));
-    format!(
-        "{name}[{pid}] thread {tid}, state {state}{}",
-        asleep.unwrap_or_default()
-    )
-}
-
-// Never waits for one that cannot die.
-fn ended_within(child: &mut Child, most: Duration) -> io::Result<Option<ExitStatus>> {
-    let until = Instant::now() + most;
-    let mut pause = Duration::from_micros(500);
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(None);
-        }
-        thread::sleep(pause.min(left));
-        pause = (pause * 2).min(Duration::from_millis(20));
-    }
 }
 
 fn code_of(status: ExitStatus) -> ExitCode {

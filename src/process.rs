@@ -66,6 +66,12 @@ pub(crate) fn identify(service: &str) -> Process {
     }
 }
 
+/// When a process began, if it lives: with its number it tells it from all others of this boot.
+#[cfg(feature = "testing")]
+pub(crate) fn start_ticks_of(pid: u32) -> Option<String> {
+    start_ticks(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
 // proc_pid_stat(5): the name in parentheses may hold anything; starttime is field 22.
 fn start_ticks(stat: &str) -> Option<String> {
     let (_, behind) = stat.rsplit_once(')')?;

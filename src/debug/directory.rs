@@ -150,9 +150,9 @@ pub(super) struct Sockets {
     pub(super) closed: Vec<PathBuf>,
 }
 
-/// The sockets of all processes that may be asked: in the directories, and in others of this
+/// The sockets of all processes that may be asked: in the directories and in `more`, and in others of this
 /// network namespace.
-pub(super) fn sockets() -> Sockets {
+pub(super) fn sockets(more: &[PathBuf]) -> Sockets {
     let listed = fs::read_to_string("/proc/net/unix").unwrap_or_default();
     let mut by_directory: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
     for socket in in_proc(&listed) {
@@ -161,7 +161,7 @@ pub(super) fn sockets() -> Sockets {
         }
     }
     // Sockets of other network namespaces are not listed, but may be in our own directories.
-    for dir in all() {
+    for dir in all().into_iter().chain(more.iter().cloned()) {
         by_directory.entry(dir).or_default();
     }
     let (mut directories, mut closed) = (Vec::new(), Vec::new());

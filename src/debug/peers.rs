@@ -10,6 +10,7 @@ use std::{
 use http::{Request, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
@@ -68,8 +69,34 @@ impl Report {
     /// [`collect_async`](Self::collect_async).
     #[must_use]
     pub fn collect(tracker: &Tracker) -> Self {
+        Self::collect_also_in(tracker, &[])
+    }
+
+    /// [`collect`](Self::collect), with the sockets in further directories.
+    pub(crate) fn collect_also_in(tracker: &Tracker, dirs: &[PathBuf]) -> Self {
         let urls = tracker.peers().to_vec();
-        Self::collect_where(tracker, urls, Denied::Counted, |_| true).with_evidence(false)
+        Self::collect_where(tracker, urls, dirs, Denied::Counted, |_| true).with_evidence(false)
+    }
+
+    /// The report that a process makes, by the path of its debug socket.
+    #[cfg(feature = "testing")]
+    pub(crate) fn of_process(socket: &Path, most: Duration) -> Result<Self, String> {
+        let asked = async {
+            let stream = UnixStream::connect(socket).await;
+            let stream = stream.map_err(|error| error.to_string())?;
+            fetch(stream, "localhost", &format!("{PATH}?format=json&peers=1")).await
+        };
+        let asked = || {
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_all().build();
+            let runtime = runtime.map_err(|error| error.to_string())?;
+            // The clock is the runtime's.
+            let answer = runtime.block_on(async { timeout(most, asked).await });
+            answer.map_err(|_| format!("it did not answer within {most:?}"))?
+        };
+        // A thread of a runtime must not start another one.
+        std::thread::scope(|scope| scope.spawn(asked).join())
+            .unwrap_or_else(|_| Err("it panicked".to_owned()))
     }
 
     /// Reports what the processes on the other side of these sources do, as they see it.
@@ -81,7 +108,7 @@ impl Report {
         if sources.is_empty() {
             // Whoever looks at the whole machine wants to see those, too, that no report tells of.
             let urls = tracker.peers().to_vec();
-            return Self::collect_where(tracker, urls, Denied::Failed, |_| true)
+            return Self::collect_where(tracker, urls, &[], Denied::Failed, |_| true)
                 .with_evidence(true);
         }
         let is_mount = |source: &String| source.starts_with('/') && !source.ends_with(".sock");
@@ -93,7 +120,8 @@ impl Report {
             sources.any(|source| source == pid || Path::new(source) == socket)
         };
         let urls = sources.iter().filter(|source| is_url(source)).cloned();
-        let mut report = Self::collect_where(tracker, urls.collect(), Denied::Failed, |socket| {
+        let urls = urls.collect();
+        let mut report = Self::collect_where(tracker, urls, &[], Denied::Failed, |socket| {
             !mounts.is_empty() || is_named(socket)
         })
         .with_evidence(true);
@@ -125,10 +153,11 @@ impl Report {
     fn collect_where(
         tracker: &Tracker,
         urls: Vec<String>,
+        dirs: &[PathBuf],
         if_denied: Denied,
         wanted: impl Fn(&Path) -> bool + Send,
     ) -> Self {
-        let ask = || ask_all(&urls, wanted);
+        let ask = || ask_all(&urls, dirs, wanted);
         let Asked {
             snapshots,
             mut failed,
@@ -175,7 +204,7 @@ impl Report {
 }
 
 // On a runtime of its own, so that it works wherever it is called, and without further threads.
-fn ask_all(urls: &[String], wanted: impl Fn(&Path) -> bool) -> Asked {
+fn ask_all(urls: &[String], dirs: &[PathBuf], wanted: impl Fn(&Path) -> bool) -> Asked {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -197,7 +226,7 @@ fn ask_all(urls: &[String], wanted: impl Fn(&Path) -> bool) -> Asked {
         let directory::Sockets {
             directories,
             closed,
-        } = directory::sockets();
+        } = directory::sockets(dirs);
         for directory in &directories {
             for socket in directory.sockets.iter().filter(|socket| wanted(socket)) {
                 asked.spawn(ask(socket.clone(), directory.way_to(socket)));
@@ -246,8 +275,8 @@ async fn ask(socket: PathBuf, way: PathBuf) -> Answer {
     if peer == Some(std::process::id().cast_signed()) {
         return Answer::Passed;
     }
-    let asked = snapshot(stream, "localhost", PATH);
-    match timeout(DEADLINE, asked).await {
+    let path = format!("{PATH}?{QUERY}");
+    match timeout(DEADLINE, fetch(stream, "localhost", &path)).await {
         Ok(Ok(snapshot)) => Answer::Snapshot(Box::new(snapshot)),
         Ok(Err(why)) => failed(why),
         Err(_) => failed(format!(
@@ -265,7 +294,7 @@ async fn ask_url(url: String) -> Answer {
         let (host, address, path) = parse_url(&url)?;
         let stream = TcpStream::connect(address).await;
         let stream = stream.map_err(|error| error.to_string())?;
-        snapshot(stream, &host, &path).await
+        fetch(stream, &host, &format!("{path}?{QUERY}")).await
     };
     let why = match timeout(DEADLINE, asked).await {
         Ok(Ok(snapshot)) => return Answer::Snapshot(Box::new(snapshot)),
@@ -303,7 +332,7 @@ fn parse_url(url: &str) -> Result<(String, SocketAddr, String), String> {
     Ok((host.to_owned(), address, path.to_owned()))
 }
 
-async fn snapshot<S>(stream: S, host: &str, path: &str) -> Result<Snapshot, String>
+async fn fetch<S, T: DeserializeOwned>(stream: S, host: &str, path: &str) -> Result<T, String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -311,7 +340,7 @@ where
     let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
     // Ends with the runtime, if not before.
     tokio::spawn(connection);
-    let request = Request::get(format!("{path}?{QUERY}"))
+    let request = Request::get(path)
         .header(header::HOST, host)
         .body(Empty::<bytes::Bytes>::new())
         .map_err(|error| error.to_string())?;

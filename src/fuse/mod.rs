@@ -38,7 +38,6 @@ mod options;
 mod paths;
 mod row;
 mod shared;
-mod teardown;
 mod warm;
 
 use std::{
@@ -57,10 +56,12 @@ use rustix::process::{geteuid, getgid, getuid};
 pub use self::{fs::Tracked, options::Options};
 use self::{
     shared::{Shared, directory},
-    teardown::Place,
     warm::Warmer,
 };
-use crate::tracker::Tracker;
+use crate::{
+    place::{self, Place},
+    tracker::Tracker,
+};
 
 /// How long a mount may take to go, in all.
 const TEARDOWN: Duration = Duration::from_secs(5);
@@ -262,7 +263,7 @@ impl Mount {
         // Detached by others, or mounted elsewhere as well, it may go on without its place.
         let mut lives_on = !self.control.is_gone();
         self.control.close();
-        let abort_at = Instant::now() + teardown::GRACE;
+        let abort_at = Instant::now() + place::GRACE;
         while !self.is_finished() && Instant::now() < deadline {
             if lives_on && Instant::now() >= abort_at {
                 lives_on = false;

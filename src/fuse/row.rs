@@ -9,12 +9,13 @@ use std::{
 };
 
 use super::{
+    paths,
     shared::{MAX_PATH, Shared, lock},
-    teardown::Place,
 };
 use crate::{
     clock::Stamp,
     live::Source,
+    place::Place,
     record::Detail,
     snapshot::{LiveOp, Mount, On, Snapshot},
     text,
@@ -148,7 +149,7 @@ impl<F> Shared<F> {
         let path = self.paths.of(inode).or_else(|| {
             let (place, caller) = (self.place.get()?, op.caller.as_ref()?);
             budget.spend(op.age_ms)?;
-            place.open_file(caller.tid, inode)
+            paths::open_file(caller.tid, inode, place.path(), place.mount_id())
         });
         if let Some(path) = path {
             let path = text::visible(&text::from_bytes(&path, MAX_PATH));

@@ -21,11 +21,11 @@ use super::{
     dispatch::{Dispatch, Duty, ROOT_PATIENCE},
     options::Options,
     paths::Paths,
-    teardown::Place,
 };
 use crate::{
     clock::Stamp,
     op::Op,
+    place::Place,
     record::{Detail, Record, Target},
     snapshot::Kind,
     text,

@@ -1,13 +1,12 @@
 //! Assertions on what is in flight; the failure text is the whole report.
 
-#[cfg(feature = "tokio")]
-use std::{panic::Location, sync::Arc};
 use std::{
+    panic::Location,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-#[cfg(feature = "tokio")]
 use tokio::sync::Notify;
 
 use crate::{
@@ -65,7 +64,6 @@ pub fn assert_no_stuck(tracker: &Tracker) {
 /// # Panics
 ///
 /// If something is left, or at once if the tracker is off, with the whole report.
-#[cfg(feature = "tokio")]
 #[track_caller]
 pub fn assert_idle_async(tracker: &Tracker) -> impl Future<Output = ()> + Send + use<> {
     settle_async(tracker.clone(), Wanted::Idle, Location::caller())
@@ -76,7 +74,6 @@ pub fn assert_idle_async(tracker: &Tracker) -> impl Future<Output = ()> + Send +
 /// # Panics
 ///
 /// If something is stuck, or at once if the tracker is off, with the whole report.
-#[cfg(feature = "tokio")]
 #[track_caller]
 pub fn assert_no_stuck_async(tracker: &Tracker) -> impl Future<Output = ()> + Send + use<> {
     settle_async(tracker.clone(), Wanted::NothingStuck, Location::caller())
@@ -97,7 +94,6 @@ fn settle(tracker: &Tracker, wanted: Wanted) {
     }
 }
 
-#[cfg(feature = "tokio")]
 async fn settle_async(tracker: Tracker, wanted: Wanted, caller: &'static Location<'static>) {
     let until = Instant::now() + SETTLE;
     let mut ticks = None;
@@ -111,7 +107,6 @@ async fn settle_async(tracker: Tracker, wanted: Wanted, caller: &'static Locatio
 }
 
 // From a thread, since a runtime that sleeps is what a paused clock waits for to go on.
-#[cfg(feature = "tokio")]
 fn ticks_of_its_own() -> Arc<Notify> {
     let ticks = Arc::new(Notify::new());
     let wanted = Arc::downgrade(&ticks);
@@ -125,16 +120,10 @@ fn ticks_of_its_own() -> Arc<Notify> {
     ticks
 }
 
-#[cfg(feature = "tokio")]
 fn blocks_its_own_tasks() -> bool {
     use tokio::runtime::{Handle, RuntimeFlavor};
 
     Handle::try_current().is_ok_and(|it| it.runtime_flavor() == RuntimeFlavor::CurrentThread)
-}
-
-#[cfg(not(feature = "tokio"))]
-fn blocks_its_own_tasks() -> bool {
-    false
 }
 
 #[track_caller]

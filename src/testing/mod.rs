@@ -15,11 +15,33 @@
 //! ```
 
 mod assertions;
+mod clean_shell;
+mod clear;
+mod daemon;
 #[cfg(feature = "fuse")]
 mod kernel;
-
-pub use self::assertions::{assert_idle, assert_no_stuck};
-#[cfg(feature = "tokio")]
-pub use self::assertions::{assert_idle_async, assert_no_stuck_async};
+mod lines;
+mod registry;
+mod run_id;
+mod scene;
+mod shell;
+mod stall;
 #[cfg(feature = "fuse")]
-pub use self::kernel::{FakeKernel, Reply, Request};
+mod stall_files;
+mod sweep;
+mod test_name;
+mod watch;
+
+pub use self::{
+    assertions::{assert_idle, assert_idle_async, assert_no_stuck, assert_no_stuck_async},
+    daemon::{Daemon, DaemonBuilder, DaemonError},
+    shell::{Output, RunError, Shell, run},
+    stall::{Gate, Stall, StalledBody, StalledFuture, StalledService},
+    sweep::{Swept, sweep},
+    watch::{Watch, watch},
+};
+#[cfg(feature = "fuse")]
+pub use self::{
+    kernel::{FakeKernel, Reply, Request},
+    stall_files::StalledFiles,
+};

@@ -6,6 +6,7 @@ mod bad_input;
 mod context;
 mod debug_server;
 mod evidence;
+mod fixtures;
 mod fuse_parked;
 mod fuse_rows;
 mod fuse_unmount;

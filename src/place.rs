@@ -1,10 +1,9 @@
-//! Unmounts in bounded time, and only what is ours.
+//! One FUSE mount as the kernel lists it, unmounted in bounded time, and never a stranger's.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -14,11 +13,14 @@ use rustix::{
     mount::{UnmountFlags, unmount},
 };
 
-use super::paths;
-use crate::mountinfo::{self, Mounted};
+use crate::{
+    bounded::within,
+    machine,
+    mountinfo::{self, Mounted},
+};
 
 /// Ops get this long to end by themselves before they are failed.
-pub(super) const GRACE: Duration = Duration::from_millis(500);
+pub(crate) const GRACE: Duration = Duration::from_millis(500);
 
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -26,8 +28,8 @@ const RETRY: Duration = Duration::from_millis(10);
 ///
 /// Both numbers are used again once it is gone: a place is to be trusted only as long as it was not seen
 /// to go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
     path: PathBuf,
     mount_id: u64,
     /// Major and minor; the minor is the number of the connection.
@@ -44,32 +46,46 @@ impl Place {
     }
 
     /// Finds what is mounted at `path`, if it is a FUSE file system.
-    pub(super) fn find(path: &Path) -> Option<Self> {
+    pub(crate) fn find(path: &Path) -> Option<Self> {
         topmost(mountinfo::read().ok()?, path).flatten()
     }
 
-    pub(super) fn connection(&self) -> u64 {
+    /// Finds where a connection is mounted.
+    #[cfg(feature = "testing")]
+    pub(crate) fn of_connection(connection: u64) -> Vec<Self> {
+        let mounts = mountinfo::read().unwrap_or_default().into_iter();
+        let places = mounts.filter(|mount| mount.is_fuse).map(Self::of);
+        places
+            .filter(|place| place.connection() == connection)
+            .collect()
+    }
+
+    pub(crate) fn connection(&self) -> u64 {
         u64::from(self.device.1)
     }
 
-    /// The path within the mount of an inode that a thread has open.
-    pub(super) fn open_file(&self, tid: u32, inode: u64) -> Option<Vec<u8>> {
-        paths::open_file(tid, inode, &self.path, self.mount_id)
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its number in the list.
+    pub(crate) fn mount_id(&self) -> u64 {
+        self.mount_id
     }
 
     /// Whether it is this mount that is seen at its path.
-    pub(super) fn is_there(&self) -> bool {
+    pub(crate) fn is_there(&self) -> bool {
         Self::find(&self.path).as_ref() == Some(self)
     }
 
     /// Whether it is mounted at all, and maybe covered by another one.
-    pub(super) fn exists(&self) -> bool {
+    pub(crate) fn exists(&self) -> bool {
         let mut mounts = mountinfo::read().unwrap_or_default().into_iter();
         mounts.any(|mount| mount.is_fuse && Self::of(mount) == *self)
     }
 
     /// Whether it is another one.
-    pub(super) fn is_strangers(&self) -> bool {
+    pub(crate) fn is_strangers(&self) -> bool {
         let Ok(mounts) = mountinfo::read() else {
             return true;
         };
@@ -84,7 +100,7 @@ impl Place {
     /// # Errors
     ///
     /// What the last try said, when the mount is still there at the deadline.
-    pub(super) fn unmount(&self, deadline: Instant) -> io::Result<()> {
+    pub(crate) fn unmount(&self, deadline: Instant) -> io::Result<()> {
         let began = Instant::now();
         let mut aborted = false;
         let mut result = Ok(());
@@ -118,8 +134,8 @@ impl Place {
         Ok(())
     }
 
-    // Fails all requests, which frees their callers.
-    fn abort(&self, deadline: Instant) {
+    /// Fails all requests, which frees their callers.
+    pub(crate) fn abort(&self, deadline: Instant) {
         if !self.abort_connection() && self.is_there() {
             let _busy = self.unmount_once(UnmountFlags::FORCE, deadline);
         }
@@ -127,9 +143,8 @@ impl Place {
 
     /// The same where fusectl is mounted, and only there. The connection must be known to live: its
     /// number is used again.
-    pub(super) fn abort_connection(&self) -> bool {
-        let control = format!("/sys/fs/fuse/connections/{}/abort", self.connection());
-        fs::write(control, "1").is_ok()
+    pub(crate) fn abort_connection(&self) -> bool {
+        machine::abort(self.connection()).is_ok()
     }
 
     // The kernel may write pages back first, and wait for the file system in that.
@@ -167,22 +182,6 @@ impl Place {
             }
         }
     }
-}
-
-/// Runs `f` on a thread of its own; `None` if it takes longer than `most` or up to the deadline.
-fn within<T: Send + 'static>(
-    deadline: Instant,
-    most: Duration,
-    f: impl FnOnce() -> T + Send + 'static,
-) -> Option<T> {
-    let (done, is_done) = mpsc::channel();
-    let thread = thread::Builder::new().name("inflight-umount".to_owned());
-    let spawned = thread.spawn(move || {
-        let _nobody_waits = done.send(f());
-    });
-    spawned.ok()?;
-    let left = deadline.saturating_duration_since(Instant::now());
-    is_done.recv_timeout(left.min(most)).ok()
 }
 
 // What is seen at a path is the last line about it: `Some(None)` if it is no FUSE file system, `None` if

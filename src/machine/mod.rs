@@ -8,7 +8,11 @@
 //! }
 //! ```
 
-use std::{collections::HashMap, fs, io, path::Path};
+mod group;
+
+use std::{collections::HashMap, fmt, fs, io, path::Path};
+
+pub use self::group::Group;
 
 use crate::{mountinfo, proc, text};
 
@@ -104,24 +108,43 @@ pub fn kernel_waiting(connection: u64) -> Option<u64> {
 /// Lists the threads of a process group, and where they sleep.
 #[must_use]
 pub fn sleepers(process_group: u32) -> Vec<Sleeper> {
-    let mut found = Vec::new();
-    for (pid, path) in proc::processes() {
-        if proc::stat(&path).is_none_or(|stat| stat.group != process_group) {
-            continue;
-        }
-        for (tid, task) in proc::threads(&path) {
-            if let Some(stat) = proc::stat(&task) {
-                found.push(Sleeper {
-                    pid,
-                    tid,
-                    name: stat.name,
-                    state: stat.state,
-                    wchan: proc::wchan(&task),
-                });
-            }
+    let members = proc::processes()
+        .filter(|(_, path)| proc::stat(path).is_some_and(|stat| stat.group == process_group));
+    members.flat_map(|(pid, _)| threads(pid)).collect()
+}
+
+/// Lists the threads of a process, and where they sleep.
+#[must_use]
+pub fn threads(pid: u32) -> Vec<Sleeper> {
+    let threads = proc::threads(&Path::new("/proc").join(pid.to_string()));
+    let sleepers = threads.into_iter().filter_map(|(tid, task)| {
+        let stat = proc::stat(&task)?;
+        Some(Sleeper {
+            pid,
+            tid,
+            name: stat.name,
+            state: stat.state,
+            wchan: proc::wchan(&task),
+        })
+    });
+    sleepers.collect()
+}
+
+impl fmt::Display for Sleeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            pid,
+            tid,
+            name,
+            state,
+            wchan,
+        } = self;
+        write!(f, "{name}[{pid}] thread {tid}, state {state}")?;
+        match wchan {
+            Some(wchan) => write!(f, " in {wchan}"),
+            None => Ok(()),
         }
     }
-    found
 }
 
 struct Servers {
