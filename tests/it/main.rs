@@ -26,6 +26,7 @@ mod report;
 mod resource;
 mod rig;
 mod rig_roles;
+mod shelley_alone;
 mod shelley_arguments;
 mod shelley_errors;
 mod shelley_files;
