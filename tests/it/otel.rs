@@ -23,8 +23,18 @@ use tower::{Layer as _, Service as _};
 
 use crate::{
     receiver::{Receiver, Taken, text},
-    stage::{DEADLINE, Hung, Stage, only, until},
+    stage::{DEADLINE, Hung, Stage, only, output, until},
 };
+
+const STUCK: Duration = Duration::from_millis(40);
+
+/// Its ops are stuck after so little time.
+fn soon_stuck(service: &str) -> Tracker {
+    Tracker::builder(service)
+        .slow_after(STUCK / 4)
+        .stuck_after(STUCK)
+        .build()
+}
 
 fn id(op: OpId) -> Vec<u8> {
     op.value().to_be_bytes().to_vec()
@@ -134,10 +144,7 @@ fn children_hang_under_their_parents_and_lie_within_them() {
 #[test]
 fn a_stuck_op_is_there_while_it_is_stuck_and_once_more_when_it_has_ended() {
     let receiver = Receiver::start();
-    let tracker = Tracker::builder("indexer")
-        .slow_after(Duration::from_millis(10))
-        .stuck_after(Duration::from_millis(40))
-        .build();
+    let tracker = soon_stuck("indexer");
     let lock = Resource::new(&tracker, "table");
     let exporter = receiver.exporter(&tracker);
     let holder = tracker.begin("holder");
@@ -153,7 +160,7 @@ fn a_stuck_op_is_there_while_it_is_stuck_and_once_more_when_it_has_ended() {
     {
         let taken = receiver.wait_for(|taken| {
             let of_op = attribute(&taken.spans, "inflight.op.id", &shown);
-            of_op.len() >= 2
+            of_op.len() >= 3
                 && !attribute(&taken.spans, "inflight.op.id", &holder_id.to_string()).is_empty()
         });
         let partial = attribute(&taken.spans, "inflight.op.id", &shown);
@@ -161,7 +168,9 @@ fn a_stuck_op_is_there_while_it_is_stuck_and_once_more_when_it_has_ended() {
             assert!(is_partial(span));
             assert_eq!(span.parent_span_id, id(op_id));
             assert_ne!(span.span_id, id(op_id));
-            assert!(span.start_time_unix_nano < span.end_time_unix_nano);
+            // Each as long as the op had lasted by then: when it was stuck, and after twice that time, and so on.
+            let lasted = Duration::from_nanos(span.end_time_unix_nano - span.start_time_unix_nano);
+            assert!(lasted >= STUCK * 2_u32.pow(n as u32), "{n}: {lasted:?}");
             assert_eq!(span.status.as_ref().unwrap().code, 2, "{span:#?}");
             let said = |key: &str| text(&span.attributes, key).unwrap();
             assert_eq!(said("inflight.phase"), "open index");
@@ -334,6 +343,57 @@ fn a_tracker_has_one_exporter_at_a_time() {
     assert_eq!(receiver.taken().spans.len(), 2);
 }
 
+const FLOOD: &str = "INFLIGHT_TEST_FLOOD";
+
+/// Ends a hundred thousand ops whose spans nobody takes, and says by how many KiB that made this process larger.
+#[test]
+fn ends_many_ops_if_told_to() {
+    let Ok(endpoint) = std::env::var(FLOOD) else {
+        return;
+    };
+    let tracker = Tracker::new("flood");
+    let exporter = Exporter::builder(&tracker)
+        .endpoint(endpoint)
+        .queue(1000)
+        .start();
+    let flood = |ops: u64| (0..ops).for_each(|_| drop(tracker.begin("x")));
+    // What is allocated once is there then.
+    flood(5000);
+
+    let before = peak();
+    flood(100_000);
+    let grown = peak() - before;
+
+    exporter.shutdown();
+    assert_eq!(tracker.snapshot().totals.spans_dropped, 105_000);
+    writeln!(std::io::stdout(), "grown by {grown} KiB").unwrap();
+}
+
+/// The most memory that this process ever had, in KiB.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let number = line.unwrap().split_whitespace().nth(1);
+    number.unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_burst_that_nobody_takes_needs_the_memory_of_the_queue_and_no_more() {
+    // The kernel takes the connection, and nobody ever reads.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+
+    let said = child("ends_many_ops_if_told_to", &[(FLOOD, &endpoint)]);
+
+    let grown = said.split_once("grown by ").and_then(|(_, rest)| {
+        let (number, _) = rest.split_once(' ')?;
+        number.parse::<u64>().ok()
+    });
+    let grown = grown.unwrap_or_else(|| panic!("{said}"));
+    // All of them would be 50 MiB.
+    assert!(grown < 10 << 10, "{grown} KiB");
+}
+
 const CHILD: &str = "INFLIGHT_TEST_OTEL";
 
 /// Ends one op, where the environment says.
@@ -352,14 +412,25 @@ fn sends_a_span_if_told_to() {
 }
 
 fn with_variables(variables: &[(&str, &str)]) -> String {
+    let told = [(CHILD, "1")];
+    child(
+        "sends_a_span_if_told_to",
+        &[told.as_slice(), variables].concat(),
+    )
+}
+
+/// What a test of this file says in a process of its own.
+fn child(test: &str, variables: &[(&str, &str)]) -> String {
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "otel::sends_a_span_if_told_to", "--nocapture"])
-        .env(CHILD, "1")
+        .args(["--exact", &format!("otel::{test}"), "--nocapture"])
         .envs(variables.iter().copied())
         .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    String::from_utf8(child.stdout).unwrap()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let output = output(child.unwrap(), 3 * DEADLINE);
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    said.into_owned()
 }
 
 #[test]
@@ -640,32 +711,38 @@ fn an_op_under_a_tracing_span_joins_its_trace() {
 }
 
 #[test]
-fn a_stuck_op_that_others_did_not_sample_has_a_partial_span_only_if_it_is_wanted() {
+fn a_stuck_op_that_others_did_not_sample_has_a_partial_span_and_its_own_only_if_it_is_wanted() {
     for wanted in [false, true] {
         let receiver = Receiver::start();
-        let tracker = Tracker::builder("app")
-            .slow_after(Duration::from_millis(10))
-            .stuck_after(Duration::from_millis(40))
-            .build();
+        let tracker = soon_stuck("app");
         let exporter = Exporter::builder(&tracker)
             .endpoint(&receiver.url)
             .every(Duration::from_millis(10))
             .unsampled_trouble(wanted)
+            .flush_within(DEADLINE)
             .start();
         let theirs = opentelemetry::Context::new().with_remote_span_context(unsampled());
         let hidden = {
             let _active = theirs.attach();
             tracker.begin("hidden")
         };
-        let _shown = tracker.begin("shown");
+        let shown = tracker.begin("shown");
 
         // The older one comes first, if it comes.
         let taken = receiver.wait_for(|taken| !taken.spans.is_empty());
-        let hidden = hidden.id().unwrap().to_string();
-        let found = attribute(&taken.spans, "inflight.op.id", &hidden);
+        let hidden_id = hidden.id().unwrap();
+        let found = attribute(&taken.spans, "inflight.op.id", &hidden_id.to_string());
         assert_eq!(!found.is_empty(), wanted, "{:#?}", taken.spans);
         drop(taken);
-        drop(exporter);
+
+        // It ends well after all; that it was stuck is remembered.
+        let shown_id = shown.id().unwrap();
+        drop((hidden, shown));
+        exporter.shutdown();
+        let taken = receiver.taken();
+        let has = |op| taken.spans.iter().any(|span| span.span_id == id(op));
+        assert!(has(shown_id));
+        assert_eq!(has(hidden_id), wanted, "{:#?}", taken.spans);
     }
 }
 
@@ -705,10 +782,7 @@ async fn one_may_be_started_and_stopped_within_a_runtime_of_the_application() {
 #[test]
 fn a_stuck_op_is_told_of_in_the_middle_of_a_flood() {
     let receiver = Receiver::start();
-    let tracker = Tracker::builder("flood")
-        .slow_after(Duration::from_millis(10))
-        .stuck_after(Duration::from_millis(40))
-        .build();
+    let tracker = soon_stuck("flood");
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
