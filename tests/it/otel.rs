@@ -1,34 +1,22 @@
-//! Spans as a receiver gets them: ids, parents, phases, partial ones of stuck ops, and what becomes of them when nobody takes them.
+//! Spans as a receiver gets them: ids, parents, phases, names, partial ones of stuck ops, and those of the founding hang.
 
 use std::{
     convert::Infallible,
-    io::Write,
-    net::TcpListener,
-    process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use axum::http::HeaderMap;
 use inflight::{
-    Kind, OpId, Report, Snapshot, Tracker,
-    http::ServerLayer,
-    otel::{Exporter, Protocol},
-    resource::Resource,
+    Kind, Snapshot, Tracker, http::ServerLayer, otel::Exporter, resource::Resource,
     snapshot::LiveOp,
 };
-use opentelemetry::trace::{TraceContextExt as _, Tracer as _, TracerProvider as _};
 use opentelemetry_proto::tonic::{common::v1::KeyValue, trace::v1::Span};
 use tower::{Layer as _, Service as _};
 
 use crate::{
-    receiver::{Receiver, Taken, text},
+    receiver::{Receiver, STUCK, Taken, attribute, id, is_partial, soon_stuck, text},
     stage::{DEADLINE, Hung, Stage, only, until},
 };
-
-fn id(op: OpId) -> Vec<u8> {
-    op.value().to_be_bytes().to_vec()
-}
 
 #[test]
 fn an_op_that_ended_is_one_span_with_its_own_ids() {
@@ -57,15 +45,6 @@ fn an_op_that_ended_is_one_span_with_its_own_ids() {
     );
     assert_eq!(taken.services, ["indexer"]);
     assert_eq!(tracker.snapshot().totals.spans_dropped, 0);
-}
-
-fn is_partial(span: &Span) -> bool {
-    text(&span.attributes, "inflight.partial").as_deref() == Some("true")
-}
-
-fn attribute<'a>(spans: &'a [Span], key: &str, value: &str) -> Vec<&'a Span> {
-    let has = |span: &&Span| text(&span.attributes, key).as_deref() == Some(value);
-    spans.iter().filter(has).collect()
 }
 
 fn within(inner: &Span, outer: &Span) -> bool {
@@ -134,10 +113,7 @@ fn children_hang_under_their_parents_and_lie_within_them() {
 #[test]
 fn a_stuck_op_is_there_while_it_is_stuck_and_once_more_when_it_has_ended() {
     let receiver = Receiver::start();
-    let tracker = Tracker::builder("indexer")
-        .slow_after(Duration::from_millis(10))
-        .stuck_after(Duration::from_millis(40))
-        .build();
+    let tracker = soon_stuck("indexer");
     let lock = Resource::new(&tracker, "table");
     let exporter = receiver.exporter(&tracker);
     let holder = tracker.begin("holder");
@@ -153,7 +129,7 @@ fn a_stuck_op_is_there_while_it_is_stuck_and_once_more_when_it_has_ended() {
     {
         let taken = receiver.wait_for(|taken| {
             let of_op = attribute(&taken.spans, "inflight.op.id", &shown);
-            of_op.len() >= 2
+            of_op.len() >= 3
                 && !attribute(&taken.spans, "inflight.op.id", &holder_id.to_string()).is_empty()
         });
         let partial = attribute(&taken.spans, "inflight.op.id", &shown);
@@ -161,7 +137,9 @@ fn a_stuck_op_is_there_while_it_is_stuck_and_once_more_when_it_has_ended() {
             assert!(is_partial(span));
             assert_eq!(span.parent_span_id, id(op_id));
             assert_ne!(span.span_id, id(op_id));
-            assert!(span.start_time_unix_nano < span.end_time_unix_nano);
+            // Each as long as the op had lasted by then: when it was stuck, and after twice that time, and so on.
+            let lasted = Duration::from_nanos(span.end_time_unix_nano - span.start_time_unix_nano);
+            assert!(lasted >= STUCK * 2_u32.pow(n as u32), "{n}: {lasted:?}");
             assert_eq!(span.status.as_ref().unwrap().code, 2, "{span:#?}");
             let said = |key: &str| text(&span.attributes, key).unwrap();
             assert_eq!(said("inflight.phase"), "open index");
@@ -186,368 +164,6 @@ fn a_stuck_op_is_there_while_it_is_stuck_and_once_more_when_it_has_ended() {
     };
     assert!(!is_partial(span));
     assert_eq!(span.status.as_ref().map_or(0, |status| status.code), 0);
-}
-
-#[test]
-fn a_burst_arrives_or_is_counted() {
-    const OPS: u64 = 100_000;
-    for queue in [OPS as usize, 500] {
-        let receiver = Receiver::start();
-        let tracker = Tracker::new("burst");
-        let exporter = Exporter::builder(&tracker)
-            .endpoint(&receiver.url)
-            .queue(queue)
-            .flush_within(Duration::from_secs(120))
-            .start();
-
-        for _ in 0..OPS {
-            drop(tracker.begin("x"));
-        }
-        exporter.shutdown();
-
-        let taken = receiver.taken();
-        let dropped = tracker.snapshot().totals.spans_dropped;
-        assert_eq!(taken.spans.len() as u64 + dropped, OPS);
-        let mut ids: Vec<_> = taken.spans.iter().map(|span| &span.span_id).collect();
-        ids.sort();
-        ids.dedup();
-        assert_eq!(ids.len(), taken.spans.len(), "none came twice");
-        if queue as u64 == OPS {
-            assert_eq!(dropped, 0);
-        }
-    }
-}
-
-#[test]
-fn an_endpoint_that_is_silent_holds_up_nothing_and_is_said() {
-    // The kernel takes the connection, and nobody ever reads.
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let tracker = Tracker::new("silent");
-    let exporter = Exporter::builder(&tracker)
-        .endpoint(format!("http://{}", listener.local_addr().unwrap()))
-        .every(Duration::from_millis(10))
-        .queue(1000)
-        .start();
-    drop(tracker.begin("first"));
-    let _connected = listener.accept().unwrap();
-
-    for _ in 0..5000 {
-        drop(tracker.begin("x"));
-    }
-    let while_silent = tracker.snapshot().totals.spans_dropped;
-    exporter.shutdown();
-
-    assert!(
-        while_silent >= 3500,
-        "{while_silent} of 5001 with room for 1000"
-    );
-    let totals = tracker.snapshot().totals;
-    assert_eq!(totals.spans_dropped, 5001);
-    let report = Report::local(&tracker).to_string();
-    let said = report.lines().find(|line| line.starts_with("Spans of "));
-    let said = said.unwrap_or_else(|| panic!("{report}"));
-    assert!(said.contains("5001 ended ops not sent"), "{said}");
-    assert!(said.contains("takes no spans"), "{report}");
-}
-
-#[test]
-fn an_endpoint_that_is_absent_is_said_while_the_exporter_runs() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
-        let tracker = Tracker::new("absent");
-        let exporter = Exporter::builder(&tracker)
-            .endpoint(format!("http://user:secret@{address}"))
-            .protocol(protocol)
-            .every(Duration::from_millis(10))
-            .start();
-        assert_eq!(exporter.problem(), None);
-
-        drop(tracker.begin("x"));
-
-        let until = Instant::now() + DEADLINE;
-        let problem = loop {
-            match tracker.snapshot().totals.spans_problem {
-                Some(problem) => break problem,
-                None => assert!(Instant::now() < until),
-            }
-            std::thread::yield_now();
-        };
-        assert!(problem.contains(&address.to_string()), "{problem}");
-        assert!(!problem.contains("secret"), "{problem}");
-        exporter.shutdown();
-        assert_eq!(tracker.snapshot().totals.spans_dropped, 1);
-    }
-}
-
-#[test]
-fn what_was_refused_is_sent_again_and_counted_once_given_up() {
-    let receiver = Receiver::start();
-    let tracker = Tracker::new("refused");
-    receiver.got.status.store(400, Relaxed);
-    let exporter = receiver.exporter(&tracker);
-
-    drop(tracker.begin("x"));
-    drop(receiver.wait_for(|taken| taken.requests == 1));
-    receiver.got.status.store(0, Relaxed);
-    drop(receiver.wait_for(|taken| taken.spans.len() == 1));
-    receiver.got.status.store(400, Relaxed);
-    drop(tracker.begin("y"));
-    drop(receiver.wait_for(|taken| taken.requests == 5));
-    exporter.shutdown();
-
-    assert_eq!(receiver.taken().spans.len(), 1);
-    assert_eq!(tracker.snapshot().totals.spans_dropped, 1);
-}
-
-#[test]
-fn nothing_is_kept_and_nothing_is_counted_without_an_exporter() {
-    let tracker = Tracker::new("none");
-
-    drop(tracker.begin("x"));
-
-    let totals = tracker.snapshot().totals;
-    assert_eq!((totals.ended, totals.spans_dropped), (1, 0));
-    assert!(!Report::local(&tracker).to_string().contains("Spans of"));
-}
-
-#[test]
-fn a_tracker_has_one_exporter_at_a_time() {
-    let receiver = Receiver::start();
-    let tracker = Tracker::new("one");
-    let first = receiver.exporter(&tracker);
-
-    let second = Exporter::builder(&tracker).endpoint(&receiver.url).start();
-    assert_eq!(
-        second.problem(),
-        Some("another exporter is attached to this tracker")
-    );
-    drop(second);
-    drop(tracker.begin("still sent"));
-    first.shutdown();
-    assert_eq!(receiver.taken().spans.len(), 1);
-
-    let third = receiver.exporter(&tracker);
-    drop(tracker.begin("sent by the third"));
-    third.shutdown();
-    assert_eq!(receiver.taken().spans.len(), 2);
-}
-
-const CHILD: &str = "INFLIGHT_TEST_OTEL";
-
-/// Ends one op, where the environment says.
-#[test]
-fn sends_a_span_if_told_to() {
-    if std::env::var_os(CHILD).is_none() {
-        return;
-    }
-    let tracker = Tracker::new("from the code");
-    let exporter = Exporter::builder(&tracker).flush_within(DEADLINE).start();
-    drop(tracker.begin("x"));
-    exporter.shutdown();
-    let totals = tracker.snapshot().totals;
-    let said = (totals.spans_dropped, totals.spans_problem);
-    writeln!(std::io::stdout(), "{} {:?}", said.0, said.1).unwrap();
-}
-
-fn with_variables(variables: &[(&str, &str)]) -> String {
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "otel::sends_a_span_if_told_to", "--nocapture"])
-        .env(CHILD, "1")
-        .envs(variables.iter().copied())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    String::from_utf8(child.stdout).unwrap()
-}
-
-#[test]
-fn the_standard_variables_say_where_how_and_as_whom() {
-    let receiver = Receiver::start();
-    let traces = format!("{}/v1/traces", receiver.url);
-    let all = [
-        vec![
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url.as_str()),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
-            ("OTEL_SERVICE_NAME", "from-env"),
-        ],
-        vec![
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url.as_str()),
-            ("OTEL_RESOURCE_ATTRIBUTES", "service.name=from-env,x=y"),
-        ],
-        vec![
-            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", traces.as_str()),
-            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf"),
-            ("OTEL_SERVICE_NAME", "from-env"),
-        ],
-    ];
-    for mut variables in all {
-        variables.push(("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=42"));
-
-        let said = with_variables(&variables);
-
-        assert!(said.contains("0 None"), "{said}");
-        let mut taken = receiver.taken();
-        assert_eq!(taken.spans.len(), 1, "{variables:?}");
-        assert_eq!(taken.services, ["from-env"]);
-        let kind = taken.headers[0]["content-type"].to_str().unwrap();
-        let wanted = variables.contains(&("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"));
-        assert_eq!(kind == "application/grpc", wanted, "{kind}");
-        assert_eq!(taken.headers[0]["x-tenant"], "42");
-        *taken = Taken::default();
-    }
-    for (name, value) in [
-        ("OTEL_SDK_DISABLED", "true"),
-        ("OTEL_TRACES_EXPORTER", "none"),
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
-    ] {
-        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url.as_str());
-
-        let said = with_variables(&[endpoint, (name, value)]);
-
-        assert!(said.contains(&format!("Some(\"{name}={value}")), "{said}");
-        assert_eq!(receiver.taken().requests, 0);
-    }
-}
-
-#[test]
-fn settings_in_code_go_before_the_variables_and_headers_travel_both_ways() {
-    let receiver = Receiver::start();
-    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
-        let tracker = Tracker::new("tracker");
-        let exporter = Exporter::builder(&tracker)
-            .endpoint(&receiver.url)
-            .protocol(protocol)
-            .header("X-Tenant", "42")
-            .service_name("named")
-            .flush_within(DEADLINE)
-            .start();
-
-        drop(tracker.begin("x"));
-        exporter.shutdown();
-
-        let mut taken = receiver.taken();
-        assert_eq!((taken.spans.len(), taken.services.len()), (1, 1));
-        assert_eq!(taken.services, ["named"]);
-        let kind = taken.headers[0]["content-type"].to_str().unwrap();
-        assert_eq!(
-            kind == "application/grpc",
-            protocol == Protocol::Grpc,
-            "{kind}"
-        );
-        assert_eq!(taken.headers[0]["x-tenant"], "42");
-        *taken = Taken::default();
-    }
-}
-
-#[test]
-fn an_op_under_a_span_of_the_application_joins_its_trace() {
-    let receiver = Receiver::start();
-    let tracker = Tracker::new("app");
-    let exporter = receiver.exporter(&tracker);
-    let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
-    let span = provider.tracer("app").start("theirs");
-    let theirs = opentelemetry::Context::new().with_span(span);
-    let context = theirs.span().span_context().clone();
-
-    let op = {
-        let _active = theirs.attach();
-        tracker.begin("ours")
-    };
-    let child = {
-        let _in = op.enter();
-        tracker.begin("child")
-    };
-    let op_id = op.id().unwrap();
-    assert_eq!(
-        op.context().unwrap().trace.to_string(),
-        context.trace_id().to_string()
-    );
-    drop((child, op));
-    drop(tracker.begin("after"));
-    exporter.shutdown();
-
-    let taken = receiver.taken();
-    let named = |name: &str| taken.spans.iter().find(|span| span.name == name).unwrap();
-    let trace = context.trace_id().to_bytes();
-    assert_eq!(named("ours").trace_id, trace);
-    assert_eq!(named("ours").parent_span_id, context.span_id().to_bytes());
-    assert_eq!(named("child").trace_id, trace);
-    assert_eq!(named("child").parent_span_id, id(op_id));
-    assert_ne!(named("after").trace_id, trace);
-}
-
-#[test]
-fn what_others_did_not_sample_is_not_sent_unless_it_is_wanted_and_failed() {
-    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
-    for wanted in [false, true] {
-        let receiver = Receiver::start();
-        let tracker = Tracker::new("app");
-        let exporter = Exporter::builder(&tracker)
-            .endpoint(&receiver.url)
-            .unsampled_trouble(wanted)
-            .flush_within(DEADLINE)
-            .start();
-        let never = tower::service_fn(|_: axum::http::Request<_>| {
-            std::future::pending::<Result<axum::response::Response, Infallible>>()
-        });
-        let mut server = ServerLayer::new(&tracker).layer(never);
-
-        for flags in ["00", "01"] {
-            let request = axum::http::Request::get("/x")
-                .header(
-                    "traceparent",
-                    format!("00-{TRACE}-00f067aa0ba902b7-{flags}"),
-                )
-                .body(axum::body::Body::empty())
-                .unwrap();
-            drop(server.call(request));
-        }
-        let theirs = opentelemetry::Context::new().with_remote_span_context(unsampled());
-        let _active = theirs.attach();
-        drop(tracker.begin("well"));
-        exporter.shutdown();
-
-        let taken = receiver.taken();
-        let names: Vec<&str> = taken.spans.iter().map(|span| span.name.as_str()).collect();
-        let gets = names.iter().filter(|name| **name == "GET").count();
-        assert_eq!(gets, if wanted { 2 } else { 1 }, "{names:?}");
-        assert!(!names.contains(&"well"));
-        assert_eq!(
-            tracker.snapshot().totals.spans_dropped,
-            0,
-            "not wanted is not lost"
-        );
-    }
-}
-
-#[test]
-fn requests_carry_a_traceparent_while_an_exporter_runs() {
-    let receiver = Receiver::start();
-    let tracker = Tracker::new("app");
-    let exporter = receiver.exporter(&tracker);
-    let call = tracker.call("GET", "http://api/x");
-    let mut headers = HeaderMap::new();
-
-    call.inject(&mut headers);
-
-    let op = call.op().context().unwrap();
-    assert_eq!(
-        headers["traceparent"],
-        format!("00-{}-{}-01", op.trace, op.op)
-    );
-    // As one does who sends the request once more.
-    call.inject(&mut headers);
-    drop(call);
-    let again = receiver.wait_for(|taken| !taken.spans.is_empty());
-    assert!(again.spans[0].parent_span_id.is_empty());
-    drop(again);
-    let call = tracker.call("GET", "http://api/x");
-    drop(exporter);
-    let mut headers = HeaderMap::new();
-    call.inject(&mut headers);
-    assert!(!headers.contains_key("traceparent"));
 }
 
 #[test]
@@ -613,102 +229,9 @@ fn http_ops_have_the_names_of_the_semantic_conventions_and_no_secret() {
 }
 
 #[test]
-fn an_op_under_a_tracing_span_joins_its_trace() {
-    use tracing_subscriber::layer::SubscriberExt as _;
-
-    let receiver = Receiver::start();
-    let tracker = Tracker::new("app");
-    let exporter = receiver.exporter(&tracker);
-    let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
-    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("app"));
-    let subscriber = tracing_subscriber::registry().with(layer);
-
-    let (theirs, ours) = tracing::subscriber::with_default(subscriber, || {
-        let span = tracing::info_span!("theirs");
-        let _in = span.enter();
-        let op = tracker.begin("ours");
-        let active = opentelemetry::Context::current();
-        let theirs = active.span().span_context().clone();
-        (theirs, op.context().unwrap())
-    });
-    exporter.shutdown();
-
-    assert!(theirs.is_valid());
-    assert_eq!(ours.trace.to_string(), theirs.trace_id().to_string());
-    let taken = receiver.taken();
-    assert_eq!(taken.spans[0].parent_span_id, theirs.span_id().to_bytes());
-}
-
-#[test]
-fn a_stuck_op_that_others_did_not_sample_has_a_partial_span_only_if_it_is_wanted() {
-    for wanted in [false, true] {
-        let receiver = Receiver::start();
-        let tracker = Tracker::builder("app")
-            .slow_after(Duration::from_millis(10))
-            .stuck_after(Duration::from_millis(40))
-            .build();
-        let exporter = Exporter::builder(&tracker)
-            .endpoint(&receiver.url)
-            .every(Duration::from_millis(10))
-            .unsampled_trouble(wanted)
-            .start();
-        let theirs = opentelemetry::Context::new().with_remote_span_context(unsampled());
-        let hidden = {
-            let _active = theirs.attach();
-            tracker.begin("hidden")
-        };
-        let _shown = tracker.begin("shown");
-
-        // The older one comes first, if it comes.
-        let taken = receiver.wait_for(|taken| !taken.spans.is_empty());
-        let hidden = hidden.id().unwrap().to_string();
-        let found = attribute(&taken.spans, "inflight.op.id", &hidden);
-        assert_eq!(!found.is_empty(), wanted, "{:#?}", taken.spans);
-        drop(taken);
-        drop(exporter);
-    }
-}
-
-fn unsampled() -> opentelemetry::trace::SpanContext {
-    opentelemetry::trace::SpanContext::new(
-        opentelemetry::TraceId::from(7_u128),
-        opentelemetry::SpanId::from(7_u64),
-        opentelemetry::TraceFlags::default(),
-        false,
-        opentelemetry::trace::TraceState::NONE,
-    )
-}
-
-#[tokio::test]
-async fn one_may_be_started_and_stopped_within_a_runtime_of_the_application() {
-    let receiver = tokio::task::spawn_blocking(Receiver::start).await.unwrap();
-    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
-        let tracker = Tracker::new("async");
-        let exporter = Exporter::builder(&tracker)
-            .endpoint(&receiver.url)
-            .protocol(protocol)
-            .flush_within(Duration::MAX)
-            .every(Duration::MAX)
-            .start();
-        drop(tracker.begin("x"));
-
-        exporter.shutdown();
-
-        assert_eq!(tracker.snapshot().totals.spans_dropped, 0);
-    }
-    assert_eq!(receiver.taken().spans.len(), 2);
-    tokio::task::spawn_blocking(|| drop(receiver))
-        .await
-        .unwrap();
-}
-
-#[test]
 fn a_stuck_op_is_told_of_in_the_middle_of_a_flood() {
     let receiver = Receiver::start();
-    let tracker = Tracker::builder("flood")
-        .slow_after(Duration::from_millis(10))
-        .stuck_after(Duration::from_millis(40))
-        .build();
+    let tracker = soon_stuck("flood");
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use axum::{body::Bytes, extract::State, http::HeaderMap, http::StatusCode, routing::post};
-use inflight::{Tracker, otel::Exporter};
+use inflight::{OpId, Tracker, otel::Exporter};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -149,4 +149,27 @@ pub(crate) fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
         Value::IntValue(value) => Some(value.to_string()),
         other => Some(format!("{other:?}")),
     }
+}
+
+pub(crate) fn attribute<'a>(spans: &'a [Span], key: &str, value: &str) -> Vec<&'a Span> {
+    let has = |span: &&Span| text(&span.attributes, key).as_deref() == Some(value);
+    spans.iter().filter(has).collect()
+}
+
+pub(crate) fn is_partial(span: &Span) -> bool {
+    text(&span.attributes, "inflight.partial").as_deref() == Some("true")
+}
+
+pub(crate) fn id(op: OpId) -> Vec<u8> {
+    op.value().to_be_bytes().to_vec()
+}
+
+pub(crate) const STUCK: Duration = Duration::from_millis(40);
+
+/// Its ops are stuck after so little time.
+pub(crate) fn soon_stuck(service: &str) -> Tracker {
+    Tracker::builder(service)
+        .slow_after(STUCK / 4)
+        .stuck_after(STUCK)
+        .build()
 }

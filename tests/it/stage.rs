@@ -287,6 +287,20 @@ pub(crate) fn stop(child: &mut Child) {
     }
 }
 
+/// What a test, called by its whole name, says in a process of its own.
+pub(crate) fn child(test: &str, variables: &[(&str, &str)]) -> String {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let output = output(child.unwrap(), 3 * DEADLINE);
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    said.into_owned()
+}
+
 pub(crate) fn output(child: Child, within: Duration) -> Output {
     let pid = rustix::process::Pid::from_child(&child);
     let (ended, output) = channel();

@@ -333,7 +333,7 @@ def killed(agent, shelley):
         stage.clear()
 
 
-def without_receiver(shelley, url, how):
+def without_receiver(shelley, url):
     """The times of a hang: the answer of `.diag.json`, the end of the shell, the exit of both programs."""
     stage = Stage(shelley, url, {"OTEL_EXPORTER_OTLP_TIMEOUT": "1000"})
     try:
@@ -350,12 +350,29 @@ def without_receiver(shelley, url, how):
             for process in [stage.mount, stage.server]:
                 totals = until(lambda: (t := stage.totals(process)).get("spans_dropped") and t, "a count of what was lost")
                 check("takes no spans" in (totals.get("spans_problem") or ""), f"{totals} says no reason")
-        times = [diag, hang, *stage.end()]
-        shown = ", ".join(f"{what} {took:.2f} s" for what, took in zip(["diag", "abort", "exit", "exit"], times))
-        print(f"receiver {how}: {shown}")
-        return times
+        return [diag, hang, *stage.end()]
     finally:
         stage.clear()
+
+
+def judge_times(agent, shelley):
+    """Whether the hang, the report and the exits take no longer where nobody takes the spans.
+
+    Each way three times, in turn, and the shortest counts: what else the machine does only adds.
+    """
+    nobody = f"http://127.0.0.1:{free_port()}"
+    ways = {"not asked for": None, "absent": nobody, "stopped": agent.url("http")}
+    agent.process.send_signal(signal.SIGSTOP)
+    rounds = {how: [] for how in ways}
+    for _ in range(3):
+        for how, url in ways.items():
+            rounds[how].append(without_receiver(shelley, url))
+    shortest = {how: [min(times) for times in zip(*of)] for how, of in rounds.items()}
+    for how, times in shortest.items():
+        shown = ", ".join(f"{what} {took:.2f} s" for what, took in zip(["diag", "abort", "exit", "exit"], times))
+        print(f"receiver {how}: {shown}")
+        for took, bare in zip(times, shortest["not asked for"]):
+            check(took < bare + 0.3, f"receiver {how}: {took:.2f} s, {bare:.2f} s without an exporter")
 
 
 def main():
@@ -372,15 +389,9 @@ def main():
     agent = Agent(args.agent)
     try:
         killed(agent, args.shelley)
-        plain = without_receiver(args.shelley, None, "not asked for")
-        absent = without_receiver(args.shelley, f"http://127.0.0.1:{free_port()}", "absent")
-        agent.process.send_signal(signal.SIGSTOP)
-        stopped = without_receiver(args.shelley, agent.url("http"), "stopped")
+        judge_times(agent, args.shelley)
     finally:
         agent.end()
-    for how, times in [("absent", absent), ("stopped", stopped)]:
-        for took, bare in zip(times, plain):
-            check(took < bare + 0.5, f"receiver {how}: {took:.2f} s, {bare:.2f} s without an exporter")
 
 
 if __name__ == "__main__":
