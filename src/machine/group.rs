@@ -75,6 +75,14 @@ impl Group {
         threads
     }
 
+    /// Sends a signal to the group; to nobody if it is gone.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(group) = Pid::from_raw(self.id().cast_signed()) {
+            // Whoever is gone needs no signal.
+            let _ = kill_process_group(group, signal);
+        }
+    }
+
     /// Sends TERM to the group and, to whoever is left after `each`, KILL. Returns the threads that are left
     /// after `each` once more, since they cannot be killed now.
     pub fn end(&mut self, each: Duration) -> Vec<Sleeper> {
@@ -82,10 +90,7 @@ impl Group {
             if self.is_gone() {
                 break;
             }
-            if let Some(group) = Pid::from_raw(self.id().cast_signed()) {
-                // Whoever is gone needs no signal.
-                let _ = kill_process_group(group, signal);
-            }
+            self.signal(signal);
             let until = Instant::now() + each;
             let mut pause = FIRST_LOOK;
             while !self.is_gone() && Instant::now() < until {

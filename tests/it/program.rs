@@ -1,14 +1,22 @@
 //! The program `inflight`, run as a user runs it, on mounts that are healthy, stuck and dead.
 
 use std::{
+    io::{BufRead, BufReader, Write},
     os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::Path,
     process::{Command, Output, Stdio},
+    sync::mpsc::channel,
+    thread,
     time::{Duration, Instant},
 };
 
 use inflight::{Report, report::Verdict};
+use rustix::process::{Pid, Signal, kill_process};
 
-use crate::mounted::{Client, Mounted, until};
+use crate::{
+    mounted::{Client, Mounted, until},
+    stage::output,
+};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -326,4 +334,96 @@ fn colours_are_for_a_terminal_and_not_for_those_who_want_none() {
     assert!(!plain.contains('\u{1b}'), "{plain:?}");
     let piped = out(&inflight(&[&mounted.pid().to_string()]));
     assert!(!piped.contains('\u{1b}'), "{piped:?}");
+}
+
+/// Runs a command on a terminal of its own, types this once it has said so, and waits for its end: the code, and
+/// what it said.
+fn on_terminal(command: &str, ready: &str, typed: &str) -> (Option<i32>, String) {
+    let mut script = Command::new("script")
+        .args(["-qec", command, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Held open: its end would be a hang-up.
+    let mut stdin = script.stdin.take().unwrap();
+    let mut stdout = BufReader::new(script.stdout.take().unwrap());
+    let (said, rest) = channel();
+    let typed = typed.to_owned();
+    let ready = ready.to_owned();
+    thread::spawn(move || {
+        let mut all = String::new();
+        while stdout.read_line(&mut all).is_ok_and(|read| read > 0) {
+            if all.trim_end().ends_with(&ready) {
+                stdin.write_all(typed.as_bytes()).unwrap();
+            }
+        }
+        let _ = said.send(all);
+    });
+    let output = output(script, DEADLINE);
+    (
+        output.status.code(),
+        rest.recv_timeout(DEADLINE).unwrap_or_default(),
+    )
+}
+
+#[test]
+fn a_command_that_is_run_may_read_from_the_terminal() {
+    let program = env!("CARGO_BIN_EXE_inflight");
+    let reads = "echo ready; head -n 1";
+    // Once more in the foreground, the shell reads the second line itself.
+    let command = format!(
+        "sh -c '{program} run -t 20s -- sh -c \"{reads}\" && read line && echo second $line'"
+    );
+
+    let (code, said) = on_terminal(&command, "ready", "one\ntwo\n");
+
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("second two"), "{said}");
+}
+
+#[test]
+fn control_c_on_the_terminal_is_for_the_command() {
+    let program = env!("CARGO_BIN_EXE_inflight");
+    let caught = "trap \"echo caught; exit 5\" INT; echo ready; while :; do sleep 0.1; done";
+    let command = format!("{program} run -t 20s -- sh -c '{caught}'");
+
+    let (code, said) = on_terminal(&command, "ready", "\u{3}");
+
+    assert_eq!(code, Some(5), "{said}");
+    assert!(said.contains("caught"), "{said}");
+}
+
+#[test]
+fn a_signal_to_run_ends_its_command_too() {
+    let mut run = Command::new(env!("CARGO_BIN_EXE_inflight"))
+        .args([
+            "run",
+            "-t",
+            "60s",
+            "--",
+            "sh",
+            "-c",
+            "echo $$; exec sleep 60",
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut stdout = BufReader::new(run.stdout.take().unwrap());
+    stdout.read_line(&mut line).unwrap();
+    let command = Path::new("/proc").join(line.trim());
+    assert!(command.exists());
+
+    let pid = Pid::from_child(&run);
+    kill_process(pid, Signal::TERM).unwrap();
+
+    let mut status = None;
+    until(|| {
+        status = run.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(128 + 15));
+    assert!(!command.exists());
 }

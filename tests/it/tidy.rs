@@ -36,6 +36,7 @@ const ORDER: &[&str] = &[
     "otel",
     "fuse",
     "testing",
+    "cli",
 ];
 
 const LONGEST: usize = 950;
