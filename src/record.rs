@@ -51,6 +51,8 @@ pub(crate) struct Record {
     pub(crate) kind: Kind,
     pub(crate) name: Cow<'static, str>,
     pub(crate) begun: Stamp,
+    /// Its place in its shard of the live set.
+    pub(crate) slot: u32,
     /// How many [`Op`](crate::Op)s there are.
     pub(crate) handles: AtomicUsize,
     /// Zero while it is live.
@@ -211,7 +213,7 @@ pub(crate) struct Seed {
 }
 
 impl Record {
-    pub(crate) fn new(seed: Seed) -> Self {
+    pub(crate) fn new(seed: Seed, slot: u32) -> Self {
         Self {
             id: seed.id,
             trace: seed.trace,
@@ -222,6 +224,7 @@ impl Record {
             kind: seed.kind,
             name: text::bounded(seed.name, text::MAX_NAME),
             begun: seed.begun,
+            slot,
             handles: AtomicUsize::new(1),
             ended: AtomicU64::new(0),
             progress: AtomicU64::new(seed.begun.0),
@@ -240,6 +243,17 @@ impl Record {
                 outcome: Outcome::Completed,
                 waited_by: None,
             }),
+        }
+    }
+
+    /// A new record in the memory of one that nobody else knows; elsewhere, if somebody does.
+    pub(crate) fn renewed(mut spare: Arc<Self>, seed: Seed, slot: u32) -> Arc<Self> {
+        match Arc::get_mut(&mut spare) {
+            Some(record) => {
+                *record = Self::new(seed, slot);
+                spare
+            }
+            None => Arc::new(Self::new(seed, slot)),
         }
     }
 
@@ -783,7 +797,7 @@ mod tests {
     };
 
     fn record() -> Record {
-        Record::new(Seed {
+        let seed = Seed {
             id: OpId::mixed(1),
             trace: TraceId::mixed(1, 2),
             trace_flags: None,
@@ -794,7 +808,8 @@ mod tests {
             target: Target::Unknown,
             detail: Detail::None,
             begun: ms(0),
-        })
+        };
+        Record::new(seed, 0)
     }
 
     fn ms(n: u64) -> Stamp {

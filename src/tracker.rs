@@ -202,11 +202,15 @@ impl Tracker {
 
     // What an op waits for counts for its progress, shown or not.
     fn add_waited_for(&self, ops: &mut Vec<LiveOp>, describe: impl Fn(&Record) -> LiveOp) {
+        if ops.iter().all(|op| waited_for(op).next().is_none()) {
+            return;
+        }
+        let live = self.shared.by_id();
         let mut known: HashSet<OpId> = ops.iter().map(|op| op.id).collect();
         let mut at = 0;
         while let Some(op) = ops.get(at) {
             let ids = waited_for(op).filter(|id| known.insert(*id));
-            let found: Vec<_> = ids.filter_map(|id| self.shared.find(id)).collect();
+            let found: Vec<_> = ids.filter_map(|id| live.get(&id)).collect();
             ops.extend(found.iter().map(|record| describe(record)));
             at += 1;
         }
@@ -217,11 +221,11 @@ impl Tracker {
         let now = Stamp::now();
         #[cfg(feature = "otel")]
         let active = match start.parent {
-            Parent::Current => self.shared.outlet.active(),
+            Parent::Current => self.shared.outlet().active(),
             Parent::Root | Parent::Remote(..) => None,
         };
         let mut waiter = None;
-        let record = self.shared.insert(|id| {
+        let recorded = self.shared.insert(|id| {
             let (trace, trace_flags, parent, parent_from) = match start.parent {
                 Parent::Remote(context, from, flags) => {
                     (context.trace, flags, Some(context.op), Some(from))
@@ -249,20 +253,23 @@ impl Tracker {
                 begun: now,
             }
         });
+        let Some((record, shard)) = recorded else {
+            return Op::unrecorded();
+        };
         // Another tracing goes its own way: whoever works under its span joins its trace.
         #[cfg(feature = "otel")]
-        if let (Some(record), Some(active)) = (&record, active)
+        if let Some(active) = active
             && (record.parent.is_none() || record.trace() != active.trace)
         {
             record.take_trace(active.trace, active.span, active.flags);
         }
         // A call is waited for by the op that is current when it begins; of a task that is not known.
-        if let (Some(record), Some(waiter)) = (&record, waiter)
+        if let Some(waiter) = waiter
             && record.kind == Kind::HttpClient
         {
             record.waited_by(now, waiter);
         }
-        Op::new(record, &self.shared)
+        Op::new(record, shard)
     }
 
     /// Has a resource or a mount add its part to every snapshot, as long as it lives.
@@ -287,7 +294,7 @@ impl Tracker {
     #[cfg(feature = "http")]
     pub(crate) fn is_exported(&self) -> bool {
         #[cfg(feature = "otel")]
-        return self.shared.outlet.is_open();
+        return self.shared.outlet().is_open();
         #[cfg(not(feature = "otel"))]
         false
     }
@@ -295,25 +302,25 @@ impl Tracker {
     /// Where ended ops leave.
     #[cfg(feature = "otel")]
     pub(crate) fn outlet(&self) -> &Outlet {
-        &self.shared.outlet
+        self.shared.outlet()
     }
 
-    /// The op in flight of this id.
+    /// The ops in flight, by their ids.
     #[cfg(feature = "otel")]
-    pub(crate) fn find(&self, id: OpId) -> Option<Arc<Record>> {
-        self.shared.find(id)
+    pub(crate) fn by_id(&self) -> HashMap<OpId, Arc<Record>> {
+        self.shared.by_id()
     }
 
     fn spans_dropped(&self) -> u64 {
         #[cfg(feature = "otel")]
-        return self.shared.outlet.lost();
+        return self.shared.outlet().lost();
         #[cfg(not(feature = "otel"))]
         0
     }
 
     fn spans_problem(&self) -> Option<String> {
         #[cfg(feature = "otel")]
-        return self.shared.outlet.problem();
+        return self.shared.outlet().problem();
         #[cfg(not(feature = "otel"))]
         None
     }
