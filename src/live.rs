@@ -1,7 +1,7 @@
 //! The shared state of a tracker: the live set, the ended ops worth keeping, and the counts.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     hash::{BuildHasher, Hasher, RandomState},
     hint,
     sync::{
@@ -18,7 +18,7 @@ use std::{
 use crate::outlet::Outlet;
 use crate::{
     clock::Stamp,
-    id::{OpId, TraceId},
+    id::{IdMap, OpId, TraceId},
     process,
     record::{Record, Seed},
     snapshot::{Off, Outcome, Process, Snapshot},
@@ -193,7 +193,7 @@ impl Shared {
     }
 
     /// The live ops by their ids.
-    pub(crate) fn by_id(&self) -> HashMap<OpId, Arc<Record>> {
+    pub(crate) fn by_id(&self) -> IdMap<Arc<Record>> {
         let live = self.live().into_iter();
         live.map(|record| (record.id, record)).collect()
     }

@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     fmt,
     sync::{Arc, Weak},
     time::Duration,
@@ -12,7 +12,7 @@ use std::{
 use crate::outlet::Outlet;
 use crate::{
     clock::Stamp,
-    id::{Context, OpId},
+    id::{Context, IdMap, OpId},
     live::{Shared, Source},
     op::{Op, with_current},
     record::{Detail, Record, Seed, Target, state_of},
@@ -144,12 +144,17 @@ impl Tracker {
         let shared = &self.shared;
         // Before the ops are listed: what begins meanwhile must not pass for ended.
         let begun = shared.begun();
-        let mut live = shared.live();
+        let live = shared.live().into_iter();
         let now = Stamp::now();
-        live.sort_unstable_by_key(|record| (record.begun, record.id));
+        // The keys beside each other: to sort by what the records say would fetch each many times. They come in
+        // runs that are sorted already, of which the stable sort makes use.
+        let mut live: Vec<_> = live
+            .map(|record| (record.begun, record.id, record))
+            .collect();
+        live.sort_by_key(|(begun, id, _)| (*begun, *id));
         let in_flight = live.len();
         let ended = begun.saturating_sub(in_flight as u64);
-        live.retain(|record| filter.keeps(&record.kind, now.since(record.begun)));
+        live.retain(|(begun, _, record)| filter.keeps(&record.kind, now.since(*begun)));
         live.truncate(filter.most());
 
         let describe_at =
@@ -163,7 +168,7 @@ impl Tracker {
             off: shared.off(),
             slow_after_ms: millis(shared.slow_after),
             stuck_after_ms: millis(shared.stuck_after),
-            ops: live.iter().map(|record| describe(record)).collect(),
+            ops: live.iter().map(|(.., record)| describe(record)).collect(),
             recent: shared
                 .ended()
                 .iter()
@@ -307,7 +312,7 @@ impl Tracker {
 
     /// The ops in flight, by their ids.
     #[cfg(feature = "otel")]
-    pub(crate) fn by_id(&self) -> HashMap<OpId, Arc<Record>> {
+    pub(crate) fn by_id(&self) -> IdMap<Arc<Record>> {
         self.shared.by_id()
     }
 
@@ -452,12 +457,12 @@ fn waited_for(op: &LiveOp) -> impl Iterator<Item = OpId> {
 
 // What moves the op that is waited for moves the one that waits.
 fn share_progress(ops: &mut [LiveOp], slow: Duration, stuck: Duration) {
-    let index: HashMap<OpId, usize> = ops.iter().enumerate().map(|(n, op)| (op.id, n)).collect();
-    let waits = |op| waited_for(op).filter_map(|id| index.get(&id).copied());
-    let edges: Vec<Vec<usize>> = ops.iter().map(|op| waits(op).collect()).collect();
-    if edges.iter().all(Vec::is_empty) {
+    if ops.iter().all(|op| waited_for(op).next().is_none()) {
         return;
     }
+    let index: IdMap<usize> = ops.iter().enumerate().map(|(n, op)| (op.id, n)).collect();
+    let waits = |op| waited_for(op).filter_map(|id| index.get(&id).copied());
+    let edges: Vec<Vec<usize>> = ops.iter().map(|op| waits(op).collect()).collect();
     // The most recently moved first: each gives its progress to all that wait for it, once.
     let mut waited_by: Vec<Vec<usize>> = vec![Vec::new(); ops.len()];
     for (waiter, waited) in edges.iter().enumerate() {
