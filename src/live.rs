@@ -20,7 +20,7 @@ use crate::{
     clock::Stamp,
     id::{IdMap, OpId, TraceId},
     process,
-    record::{Record, Seed},
+    record::{Lineage, Record, Start},
     snapshot::{Off, Outcome, Process, Snapshot},
 };
 
@@ -134,10 +134,12 @@ impl Shared {
         }
     }
 
-    /// Records an op, unless the tracker is off or full. `make` gets the op's id; it takes no lock.
+    /// Records an op, unless the tracker is off or full. `lineage` is our own code and takes no lock.
     pub(crate) fn insert(
         &self,
-        make: impl FnOnce(OpId) -> Seed,
+        begun: Stamp,
+        start: Start,
+        lineage: impl FnOnce(OpId) -> Lineage,
     ) -> Option<(Arc<Record>, &Arc<Shard>)> {
         if !self.enabled.load(Relaxed) {
             return None;
@@ -157,7 +159,7 @@ impl Shared {
         ops.credit -= 1;
         let number = ops.begun * SHARDS as u64 + shard.number;
         let id = OpId::mixed(self.seed.load(Relaxed).wrapping_add(number));
-        let record = ops.begin(make(id));
+        let record = ops.begin(begun, start, lineage(id));
         Some((record, shard))
     }
 
@@ -333,14 +335,14 @@ impl std::fmt::Debug for Shard {
 }
 
 impl Ops {
-    fn begin(&mut self, seed: Seed) -> Arc<Record> {
+    fn begin(&mut self, begun: Stamp, start: Start, lineage: Lineage) -> Arc<Record> {
         let slot = self.vacant.pop().unwrap_or_else(|| {
             self.slots.push(None);
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
         });
         let record = match self.spare.pop() {
-            Some(spare) => Record::renewed(spare, seed, slot),
-            None => Arc::new(Record::new(seed, slot)),
+            Some(spare) => Record::renewed(spare, begun, start, lineage, slot),
+            None => Arc::new(Record::new(begun, start, lineage, slot)),
         };
         if let Some(place) = self.slots.get_mut(slot as usize) {
             *place = Some(Arc::clone(&record));
@@ -361,7 +363,9 @@ impl Ops {
             return None;
         }
         let unknown = self.last.pop_front()?;
-        if self.spare.len() < SPARE {
+        // At most by the op that just ends, if none are kept. To look at it here also fetches the memory of the
+        // next op: `Arc::get_mut` in the next begin waited for it, a twelfth of begin + phase + end.
+        if Arc::strong_count(&unknown) <= 2 && self.spare.len() < SPARE {
             self.spare.push(unknown);
             return None;
         }

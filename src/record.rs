@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 
 use crate::{
     clock::Stamp,
-    id::{OpId, TraceId},
+    id::{Context, OpId, TraceId},
     snapshot::{Kind, Outcome, ParentFrom},
     text,
 };
@@ -197,43 +197,60 @@ pub(crate) struct Bar {
     pub(crate) is_wait: bool,
 }
 
-/// What the tracker knows of an op when it begins.
+/// What is known of an op when it begins, besides its ids.
 #[derive(Debug)]
-pub(crate) struct Seed {
+pub(crate) struct Start {
+    pub(crate) kind: Kind,
+    pub(crate) name: Cow<'static, str>,
+    pub(crate) target: Target,
+    pub(crate) detail: Detail,
+    pub(crate) parent: Parent,
+}
+
+/// Where a new op hangs.
+#[derive(Clone, Debug)]
+pub(crate) enum Parent {
+    /// The current op; without one it is a root.
+    Current,
+    /// No op.
+    Root,
+    /// An op in the process that sent the request, and the W3C trace flags that came with it.
+    #[cfg_attr(not(feature = "http"), expect(dead_code))]
+    Remote(Context, ParentFrom, Option<u8>),
+}
+
+/// The ids of an op, and where it comes from.
+#[derive(Debug)]
+pub(crate) struct Lineage {
     pub(crate) id: OpId,
     pub(crate) trace: TraceId,
     pub(crate) trace_flags: Option<u8>,
     pub(crate) parent: Option<OpId>,
     pub(crate) parent_from: Option<ParentFrom>,
-    pub(crate) kind: Kind,
-    pub(crate) name: Cow<'static, str>,
-    pub(crate) target: Target,
-    pub(crate) detail: Detail,
-    pub(crate) begun: Stamp,
 }
 
 impl Record {
-    pub(crate) fn new(seed: Seed, slot: u32) -> Self {
+    pub(crate) fn new(begun: Stamp, start: Start, lineage: Lineage, slot: u32) -> Self {
         Self {
-            id: seed.id,
-            trace: seed.trace,
+            id: lineage.id,
+            trace: lineage.trace,
             retraced: OnceLock::new(),
-            trace_flags: AtomicU16::new(seed.trace_flags.map_or(UNDECIDED, u16::from)),
-            parent: seed.parent,
-            parent_from: seed.parent_from,
-            kind: seed.kind,
-            name: text::bounded(seed.name, text::MAX_NAME),
-            begun: seed.begun,
+            trace_flags: AtomicU16::new(lineage.trace_flags.map_or(UNDECIDED, u16::from)),
+            parent: lineage.parent,
+            parent_from: lineage.parent_from,
+            kind: start.kind,
+            name: text::bounded(start.name, text::MAX_NAME),
+            begun,
             slot,
             handles: AtomicUsize::new(1),
             ended: AtomicU64::new(0),
-            progress: AtomicU64::new(seed.begun.0),
+            progress: AtomicU64::new(begun.0),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             step: AtomicU8::new(Step::None as u8),
             inner: Mutex::new(Inner {
-                target: seed.target,
-                detail: seed.detail,
+                target: start.target,
+                detail: start.detail,
                 levels: SmallVec::new(),
                 trail: Trail::default(),
                 waits: SmallVec::new(),
@@ -248,20 +265,26 @@ impl Record {
 
     /// A new record in the memory of one that nobody else knows; elsewhere, if somebody does.
     #[inline]
-    pub(crate) fn renewed(mut spare: Arc<Self>, seed: Seed, slot: u32) -> Arc<Self> {
+    pub(crate) fn renewed(
+        mut spare: Arc<Self>,
+        begun: Stamp,
+        start: Start,
+        lineage: Lineage,
+        slot: u32,
+    ) -> Arc<Self> {
         match Arc::get_mut(&mut spare) {
             Some(record) => {
-                record.renew(seed, slot);
+                record.renew(begun, start, lineage, slot);
                 spare
             }
-            None => Arc::new(Self::new(seed, slot)),
+            None => Arc::new(Self::new(begun, start, lineage, slot)),
         }
     }
 
     // In place: to make a record elsewhere and to move it here took a tenth of begin + phase + end. Every field
     // is named, since one that is left out would tell of another op.
     #[inline]
-    fn renew(&mut self, seed: Seed, slot: u32) {
+    fn renew(&mut self, begun: Stamp, start: Start, lineage: Lineage, slot: u32) {
         let Self {
             id,
             trace,
@@ -271,7 +294,7 @@ impl Record {
             parent_from,
             kind,
             name,
-            begun,
+            begun: begins,
             slot: place,
             handles,
             ended,
@@ -293,24 +316,24 @@ impl Record {
             outcome,
             waited_by,
         } = inner.get_mut().unwrap_or_else(PoisonError::into_inner);
-        *id = seed.id;
-        *trace = seed.trace;
+        *id = lineage.id;
+        *trace = lineage.trace;
         retraced.take();
-        *trace_flags.get_mut() = seed.trace_flags.map_or(UNDECIDED, u16::from);
-        *parent = seed.parent;
-        *parent_from = seed.parent_from;
-        *kind = seed.kind;
-        *name = text::bounded(seed.name, text::MAX_NAME);
-        *begun = seed.begun;
+        *trace_flags.get_mut() = lineage.trace_flags.map_or(UNDECIDED, u16::from);
+        *parent = lineage.parent;
+        *parent_from = lineage.parent_from;
+        *kind = start.kind;
+        *name = text::bounded(start.name, text::MAX_NAME);
+        *begins = begun;
         *place = slot;
         *handles.get_mut() = 1;
         *ended.get_mut() = 0;
-        *progress.get_mut() = seed.begun.0;
+        *progress.get_mut() = begun.0;
         *sent.get_mut() = 0;
         *received.get_mut() = 0;
         *step.get_mut() = Step::None as u8;
-        *target = seed.target;
-        *detail = seed.detail;
+        *target = start.target;
+        *detail = start.detail;
         // What they have allocated stays for the next, within bounds: the trail has its own.
         levels.clear();
         if levels.capacity() > 2 * LEVELS {
@@ -647,27 +670,31 @@ impl Trail {
 mod tests {
     use std::time::Duration;
 
-    use super::{Detail, FIRST_EVENTS, LAST_EVENTS, Record, Seed, Target, WaitsFor};
+    use super::{
+        Detail, FIRST_EVENTS, LAST_EVENTS, Lineage, Parent, Record, Start, Target, WaitsFor,
+    };
     use crate::{
         clock::Stamp,
-        id::{OpId, TraceId},
+        id::{Context, OpId, TraceId},
         snapshot::{Kind, LiveOp, Outcome},
     };
 
     fn record() -> Record {
-        let seed = Seed {
+        let start = Start {
+            kind: Kind::Task,
+            name: "x".into(),
+            target: Target::Unknown,
+            detail: Detail::None,
+            parent: Parent::Root,
+        };
+        let lineage = Lineage {
             id: OpId::mixed(1),
             trace: TraceId::mixed(1, 2),
             trace_flags: None,
             parent: None,
             parent_from: None,
-            kind: Kind::Task,
-            name: "x".into(),
-            target: Target::Unknown,
-            detail: Detail::None,
-            begun: ms(0),
         };
-        Record::new(seed, 0)
+        Record::new(ms(0), start, lineage, 0)
     }
 
     fn ms(n: u64) -> Stamp {

@@ -17,8 +17,13 @@ pub(crate) fn bounded(text: impl Into<Cow<'static, str>>, max: usize) -> Cow<'st
     if text.len() <= max {
         return text;
     }
+    shortened(&text, max)
+}
+
+#[cold]
+fn shortened(text: &str, max: usize) -> Cow<'static, str> {
     // Cleaned first: a cut through a password would hide the `@` that tells it from a host.
-    Cow::Owned(cut(&clean(&text), max))
+    Cow::Owned(cut(&clean(text), max))
 }
 
 /// Makes a string of bytes that may be no UTF-8: what is none is written `\xNN`.

@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     collections::HashSet,
-    fmt,
+    fmt, mem,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -12,16 +12,17 @@ use std::{
 use crate::outlet::Outlet;
 use crate::{
     clock::Stamp,
-    id::{Context, IdMap, OpId},
+    id::{IdMap, OpId},
     live::{Shared, Source},
     op::{Op, with_current},
-    record::{Detail, Record, Seed, Target, state_of},
+    record::{Detail, Lineage, Record, Target, state_of},
     snapshot::{
-        EndedOp, Filter, Kind, LiveOp, Off, On, ParentFrom, Process, SCHEMA, Snapshot, State,
-        Totals, millis,
+        EndedOp, Filter, Kind, LiveOp, Off, On, Process, SCHEMA, Snapshot, State, Totals, millis,
     },
     text,
 };
+
+pub(crate) use crate::record::{Parent, Start};
 
 /// Knows every op its process is in the middle of.
 ///
@@ -56,29 +57,6 @@ pub struct Builder {
     capacity: usize,
     history: usize,
     peers: Vec<String>,
-}
-
-/// What is known of an op when it begins, besides its ids.
-#[derive(Debug)]
-pub(crate) struct Start {
-    pub(crate) kind: Kind,
-    pub(crate) name: Cow<'static, str>,
-    pub(crate) target: Target,
-    pub(crate) detail: Detail,
-    pub(crate) parent: Parent,
-}
-
-/// Where a new op hangs.
-#[derive(Clone, Debug)]
-pub(crate) enum Parent {
-    /// The current op; without one it is a root.
-    Current,
-    /// No op.
-    #[cfg_attr(not(feature = "fuse"), expect(dead_code))]
-    Root,
-    /// An op in the process that sent the request, and the W3C trace flags that came with it.
-    #[cfg_attr(not(feature = "http"), expect(dead_code))]
-    Remote(Context, ParentFrom, Option<u8>),
 }
 
 impl Tracker {
@@ -222,40 +200,37 @@ impl Tracker {
     }
 
     /// Begins an op of any kind.
-    pub(crate) fn start(&self, start: Start) -> Op {
+    pub(crate) fn start(&self, mut start: Start) -> Op {
         let now = Stamp::now();
+        let parent = mem::replace(&mut start.parent, Parent::Root);
         #[cfg(feature = "otel")]
-        let active = match start.parent {
+        let active = match parent {
             Parent::Current => self.shared.outlet().active(),
             Parent::Root | Parent::Remote(..) => None,
         };
         let mut waiter = None;
-        let recorded = self.shared.insert(|id| {
-            let (trace, trace_flags, parent, parent_from) = match start.parent {
+        let recorded = self.shared.insert(now, start, |id| {
+            let root = || (self.shared.new_trace(id), None, None, None);
+            let (trace, trace_flags, parent, parent_from) = match parent {
                 Parent::Remote(context, from, flags) => {
                     (context.trace, flags, Some(context.op), Some(from))
                 }
-                Parent::Root => (self.shared.new_trace(id), None, None, None),
+                Parent::Root => root(),
                 Parent::Current => match current() {
                     Some(parent) => {
                         let ids = (parent.trace(), parent.trace_flags(), Some(parent.id), None);
                         waiter = Some(parent);
                         ids
                     }
-                    None => (self.shared.new_trace(id), None, None, None),
+                    None => root(),
                 },
             };
-            Seed {
+            Lineage {
                 id,
                 trace,
                 trace_flags,
                 parent,
                 parent_from,
-                kind: start.kind,
-                name: start.name,
-                target: start.target,
-                detail: start.detail,
-                begun: now,
             }
         });
         let Some((record, shard)) = recorded else {
@@ -477,7 +452,7 @@ fn share_progress(ops: &mut [LiveOp], slow: Duration, stuck: Duration) {
         let progress = ops[first].progress_ms;
         let mut todo = vec![first];
         while let Some(op) = todo.pop() {
-            if std::mem::replace(&mut done[op], true) {
+            if mem::replace(&mut done[op], true) {
                 continue;
             }
             if ops[op].progress_ms > progress {
