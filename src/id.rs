@@ -1,7 +1,9 @@
 //! Identifiers of ops and traces, and the two headers that carry them between processes.
 
 use std::{
+    collections::HashMap,
     fmt,
+    hash::{BuildHasherDefault, Hasher},
     num::{NonZeroU64, NonZeroU128},
     str::FromStr,
 };
@@ -25,6 +27,13 @@ pub struct TraceId(NonZeroU128);
 /// The text was not the id or header it should have been.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParseError(());
+
+/// What belongs to ops of this process, by their ids.
+pub(crate) type IdMap<T> = HashMap<OpId, T, BuildHasherDefault<IdHasher>>;
+
+/// Ids made here are mixed already: hashing them again would cost and give nothing.
+#[derive(Default)]
+pub(crate) struct IdHasher(u64);
 
 /// The value of an [`HEADER`] header: `<trace>-<span>`, both in lower-case hex.
 ///
@@ -223,6 +232,22 @@ impl<'de> Deserialize<'de> for TraceId {
         String::deserialize(deserializer)?
             .parse()
             .map_err(D::Error::custom)
+    }
+}
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = value;
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::{
     collections::VecDeque,
-    hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState},
+    hash::{BuildHasher, Hasher, RandomState},
+    hint,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{
@@ -13,21 +14,31 @@ use std::{
     time::Duration,
 };
 
-use crossbeam_queue::ArrayQueue;
-use dashmap::DashMap;
-
 #[cfg(feature = "otel")]
 use crate::outlet::Outlet;
 use crate::{
     clock::Stamp,
-    id::{OpId, TraceId},
+    id::{IdMap, OpId, TraceId},
     process,
-    record::{Record, Seed},
+    record::{Lineage, Record, Start},
     snapshot::{Off, Outcome, Process, Snapshot},
 };
 
-// Many shards, so that a reader that holds one delays few writers and each of them briefly.
-const SHARDS: usize = 256;
+// A thread begins its ops in one shard, so that two threads seldom touch the same memory.
+const SHARDS: usize = 16;
+
+// How many records a reader takes at a time. Few: a writer that wants the lock meanwhile spins for about so
+// long before it sleeps.
+const CHUNK: usize = 64;
+
+// Spins between two chunks: half a microsecond.
+const PAUSE: usize = 32;
+
+// How much of the capacity a shard takes at a time.
+const CLAIM: usize = 64;
+
+// How many records nobody knows any more a shard keeps for new ops.
+const SPARE: usize = 64;
 
 /// One in so many ops that are kept is kept for being slow.
 const SLOWEST: usize = 8;
@@ -44,37 +55,53 @@ pub(crate) struct Shared {
     pub(crate) stuck_after: Duration,
     #[cfg_attr(not(feature = "debug"), expect(dead_code))]
     pub(crate) peers: Vec<String>,
-    live: DashMap<OpId, Arc<Record>, BuildHasherDefault<IdHasher>>,
-    // DashMap::len takes the lock of every shard.
-    count: AtomicUsize,
-    capacity: usize,
+    shards: Vec<Arc<Shard>>,
+    // What no shard has taken yet of the capacity.
+    room: AtomicUsize,
     seed: AtomicU64,
-    begun: AtomicU64,
     not_recorded: AtomicU64,
     malformed: AtomicU64,
-    history: History,
-    #[cfg(feature = "otel")]
-    pub(crate) outlet: Outlet,
+    ended: Arc<Ended>,
     enabled: AtomicBool,
     off: Mutex<Option<Off>>,
     process: Mutex<Option<Process>>,
     sources: Mutex<Vec<Weak<dyn Source>>>,
 }
 
-/// The last and the slowest ended ops.
-struct History {
-    // The op path pushes here; a reader folds it into `last`.
-    arrived: ArrayQueue<Arc<Record>>,
-    last: Mutex<VecDeque<Arc<Record>>>,
+/// A part of the live set, and of the last ended ops: all that begin and end of an op touch.
+// Two cache lines, as processors fetch them in pairs: what one shard writes takes nothing from another.
+#[repr(align(128))]
+pub(crate) struct Shard {
+    number: u64,
+    ended: Arc<Ended>,
+    ops: Mutex<Ops>,
+}
+
+#[derive(Default)]
+struct Ops {
+    // An op keeps its slot, so that a reader who comes back for more sees each op once.
+    slots: Vec<Option<Arc<Record>>>,
+    vacant: Vec<u32>,
+    live: usize,
+    begun: u64,
+    // So many may begin before more of the capacity must be taken.
+    credit: usize,
+    last: VecDeque<Arc<Record>>,
+    // Taken out of `last`. An op begins in one of these for half of what an allocation costs.
+    spare: Vec<Arc<Record>>,
+}
+
+/// What becomes of the ended ops of all shards.
+struct Ended {
+    // How many of the last are kept.
+    kept: usize,
     slowest: Mutex<Vec<Arc<Record>>>,
     slowest_kept: usize,
     // In nanoseconds; what took no longer is not among the slowest.
     slow_enough: AtomicU64,
+    #[cfg(feature = "otel")]
+    outlet: Outlet,
 }
-
-/// Ids are mixed already: hashing them again would cost and give nothing.
-#[derive(Default)]
-struct IdHasher(u64);
 
 impl Shared {
     pub(crate) fn new(
@@ -86,21 +113,20 @@ impl Shared {
         peers: Vec<String>,
     ) -> Self {
         process::forked();
+        let ended = Arc::new(Ended::new(history));
         Self {
             service,
             slow_after,
             stuck_after,
             peers,
-            live: DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), SHARDS),
-            count: AtomicUsize::new(0),
-            capacity,
+            shards: (0..SHARDS as u64)
+                .map(|number| Arc::new(Shard::new(number, Arc::clone(&ended))))
+                .collect(),
+            room: AtomicUsize::new(capacity),
             seed: AtomicU64::new(random()),
-            begun: AtomicU64::new(0),
             not_recorded: AtomicU64::new(0),
             malformed: AtomicU64::new(0),
-            history: History::new(history),
-            #[cfg(feature = "otel")]
-            outlet: Outlet::new(),
+            ended,
             enabled: AtomicBool::new(true),
             off: Mutex::new(None),
             process: Mutex::new(None),
@@ -108,21 +134,44 @@ impl Shared {
         }
     }
 
-    /// Records an op, unless the tracker is off or full. `make` gets the op's id.
-    pub(crate) fn insert(&self, make: impl FnOnce(OpId) -> Seed) -> Option<Arc<Record>> {
+    /// Records an op, unless the tracker is off or full. `lineage` is our own code and takes no lock.
+    pub(crate) fn insert(
+        &self,
+        begun: Stamp,
+        start: Start,
+        lineage: impl FnOnce(OpId) -> Lineage,
+    ) -> Option<(Arc<Record>, &Arc<Shard>)> {
         if !self.enabled.load(Relaxed) {
             return None;
         }
-        if self.count.fetch_add(1, Relaxed) >= self.capacity {
-            self.count.fetch_sub(1, Relaxed);
-            self.not_recorded.fetch_add(1, Relaxed);
-            return None;
+        let shard = &self.shards[process::tid() as usize % SHARDS];
+        let mut ops = shard.lock();
+        if ops.credit == 0 {
+            drop(ops);
+            let claimed = self.claim();
+            if claimed == 0 {
+                self.not_recorded.fetch_add(1, Relaxed);
+                return None;
+            }
+            ops = shard.lock();
+            ops.credit += claimed;
         }
-        let number = self.begun.fetch_add(1, Relaxed);
+        ops.credit -= 1;
+        let number = ops.begun * SHARDS as u64 + shard.number;
         let id = OpId::mixed(self.seed.load(Relaxed).wrapping_add(number));
-        let record = Arc::new(Record::new(make(id)));
-        self.live.insert(id, Arc::clone(&record));
-        Some(record)
+        let record = ops.begin(begun, start, lineage(id));
+        Some((record, shard))
+    }
+
+    // A part of the capacity; 0 if all of it is in use.
+    fn claim(&self) -> usize {
+        let take = |room: usize| room.checked_sub(room.clamp(1, CLAIM));
+        if let Ok(room) = self.room.fetch_update(Relaxed, Relaxed, take) {
+            return room.min(CLAIM);
+        }
+        let mut others = self.shards.iter().map(|shard| shard.lock());
+        let credit = others.find_map(|mut ops| (ops.credit > 0).then(|| ops.credit -= 1));
+        usize::from(credit.is_some())
     }
 
     /// A trace for an op without a parent.
@@ -130,40 +179,53 @@ impl Shared {
         TraceId::mixed(self.seed.load(Relaxed).rotate_left(32), root.value())
     }
 
-    /// Ends an op, once.
-    pub(crate) fn end(&self, record: &Arc<Record>, outcome: Outcome) {
-        if !record.end(Stamp::now(), outcome) {
-            return;
-        }
-        self.live.remove(&record.id);
-        self.count.fetch_sub(1, Relaxed);
-        self.history.push(record);
-        #[cfg(feature = "otel")]
-        self.outlet.push(record);
-    }
-
     /// The live ops, in no order. No lock is held when this returns.
     pub(crate) fn live(&self) -> Vec<Arc<Record>> {
         let mut records = Vec::with_capacity(self.count());
-        records.extend(self.live.iter().map(|entry| Arc::clone(entry.value())));
+        for shard in &self.shards {
+            let mut from = 0;
+            while let Some(to) = shard.read(from, &mut records) {
+                from = to;
+                // Without a pause a writer that was woken for the lock would find it taken again. No
+                // yield: where all processors are busy, each would cost a time slice.
+                (0..PAUSE).for_each(|_| hint::spin_loop());
+            }
+        }
         records
     }
 
-    pub(crate) fn find(&self, id: OpId) -> Option<Arc<Record>> {
-        self.live.get(&id).map(|entry| Arc::clone(entry.value()))
+    /// The live ops by their ids.
+    pub(crate) fn by_id(&self) -> IdMap<Arc<Record>> {
+        let live = self.live().into_iter();
+        live.map(|record| (record.id, record)).collect()
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.count.load(Relaxed)
+        self.shards.iter().map(|shard| shard.lock().live).sum()
     }
 
     /// The ended ops that are kept, in the order they ended.
     pub(crate) fn ended(&self) -> Vec<Arc<Record>> {
-        self.history.read()
+        let mut kept: Vec<Arc<Record>> = Vec::new();
+        for shard in &self.shards {
+            kept.extend(shard.lock().last.iter().map(Arc::clone));
+        }
+        sort_by_end(&mut kept);
+        kept.drain(..kept.len().saturating_sub(self.ended.kept));
+        kept.extend(lock(&self.ended.slowest).iter().map(Arc::clone));
+        sort_by_end(&mut kept);
+        kept.dedup_by_key(|record| record.id);
+        kept
     }
 
     pub(crate) fn begun(&self) -> u64 {
-        self.begun.load(Relaxed)
+        self.shards.iter().map(|shard| shard.lock().begun).sum()
+    }
+
+    /// Where ended ops leave.
+    #[cfg(feature = "otel")]
+    pub(crate) fn outlet(&self) -> &Outlet {
+        &self.ended.outlet
     }
 
     pub(crate) fn not_recorded(&self) -> u64 {
@@ -230,27 +292,106 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-impl History {
-    fn new(kept: usize) -> Self {
-        let slowest_kept = kept.div_ceil(SLOWEST);
+impl Shard {
+    fn new(number: u64, ended: Arc<Ended>) -> Self {
         Self {
-            arrived: ArrayQueue::new(kept.max(1)),
-            last: Mutex::new(VecDeque::new()),
-            slowest: Mutex::new(Vec::new()),
-            slowest_kept,
-            slow_enough: AtomicU64::new(if kept == 0 { u64::MAX } else { 0 }),
+            number,
+            ended,
+            ops: Mutex::default(),
         }
     }
 
-    fn push(&self, record: &Arc<Record>) {
-        if self.slowest_kept == 0 {
+    /// Ends an op that was begun here, once.
+    pub(crate) fn end(&self, record: &Arc<Record>, outcome: Outcome) {
+        if !record.end(Stamp::now(), outcome) {
             return;
         }
-        self.arrived.force_push(Arc::clone(record));
+        let unknown = self.lock().end(record, self.ended.kept);
+        // Its memory is freed with no lock held.
+        drop(unknown);
+        self.ended.consider(record);
+    }
+
+    // Takes a few of the live ops, and says where to go on.
+    fn read(&self, from: usize, records: &mut Vec<Arc<Record>>) -> Option<usize> {
+        let ops = self.lock();
+        let to = ops.slots.len().min(from + CHUNK);
+        let slots = ops.slots.get(from..to)?;
+        records.extend(slots.iter().flatten().map(Arc::clone));
+        (to < ops.slots.len()).then_some(to)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ops> {
+        lock(&self.ops)
+    }
+}
+
+impl std::fmt::Debug for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shard")
+            .field("number", &self.number)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Ops {
+    fn begin(&mut self, begun: Stamp, start: Start, lineage: Lineage) -> Arc<Record> {
+        let slot = self.vacant.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
+        });
+        let record = match self.spare.pop() {
+            Some(spare) => Record::renewed(spare, begun, start, lineage, slot),
+            None => Arc::new(Record::new(begun, start, lineage, slot)),
+        };
+        if let Some(place) = self.slots.get_mut(slot as usize) {
+            *place = Some(Arc::clone(&record));
+        }
+        self.begun += 1;
+        self.live += 1;
+        record
+    }
+
+    // Returns what is known to nobody any more, if there is no use for it.
+    fn end(&mut self, record: &Record, kept: usize) -> Option<Arc<Record>> {
+        let ended = self.slots.get_mut(record.slot as usize)?.take()?;
+        self.vacant.push(record.slot);
+        self.live -= 1;
+        self.credit += 1;
+        self.last.push_back(ended);
+        if self.last.len() <= kept {
+            return None;
+        }
+        let unknown = self.last.pop_front()?;
+        // At most by the op that just ends, if none are kept. To look at it here also fetches the memory of the
+        // next op: `Arc::get_mut` in the next begin waited for it, a twelfth of begin + phase + end.
+        if Arc::strong_count(&unknown) <= 2 && self.spare.len() < SPARE {
+            self.spare.push(unknown);
+            return None;
+        }
+        Some(unknown)
+    }
+}
+
+impl Ended {
+    fn new(kept: usize) -> Self {
+        Self {
+            kept,
+            slowest: Mutex::default(),
+            slowest_kept: kept.div_ceil(SLOWEST),
+            slow_enough: AtomicU64::new(if kept == 0 { u64::MAX } else { 0 }),
+            #[cfg(feature = "otel")]
+            outlet: Outlet::new(),
+        }
+    }
+
+    fn consider(&self, record: &Arc<Record>) {
         let took = record.nanos();
         if took > self.slow_enough.load(Relaxed) && !record.is_idle() {
             self.keep_slow(record, took);
         }
+        #[cfg(feature = "otel")]
+        self.outlet.push(record);
     }
 
     // Rare: the bar rises with each one kept.
@@ -272,42 +413,14 @@ impl History {
         drop(slowest);
         drop(pushed_out);
     }
-
-    fn read(&self) -> Vec<Arc<Record>> {
-        let mut last = lock(&self.last);
-        while let Some(record) = self.arrived.pop() {
-            if last.len() == self.arrived.capacity() {
-                last.pop_front();
-            }
-            last.push_back(record);
-        }
-        let mut kept: Vec<_> = last.iter().map(Arc::clone).collect();
-        drop(last);
-        kept.extend(lock(&self.slowest).iter().map(Arc::clone));
-        kept.sort_by_key(|record| (record.ended_at(), record.id));
-        kept.dedup_by_key(|record| record.id);
-        kept
-    }
-}
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = value;
-    }
 }
 
 /// One handle less; true for the last.
 pub(crate) fn release(record: &Record) -> bool {
+    // Whoever has the last handle is alone: it needs no locked instruction.
+    if record.handles.load(Acquire) == 1 {
+        return true;
+    }
     if record.handles.fetch_sub(1, Release) != 1 {
         return false;
     }
@@ -318,6 +431,10 @@ pub(crate) fn release(record: &Record) -> bool {
 /// One handle more.
 pub(crate) fn retain(record: &Record) {
     record.handles.fetch_add(1, AcqRel);
+}
+
+fn sort_by_end(records: &mut [Arc<Record>]) {
+    records.sort_by_key(|record| (record.ended_at(), record.id));
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -5,7 +5,7 @@ use std::{borrow::Cow, cell::RefCell, fmt, marker::PhantomData, mem, sync::Arc};
 use crate::{
     clock::Stamp,
     id::{Context, OpId},
-    live::{Shared, release, retain},
+    live::{Shard, release, retain},
     process,
     record::{Detail, Record, Target, WaitsFor},
     snapshot::{Kind, Outcome},
@@ -51,7 +51,8 @@ pub struct Entered {
 
 struct Handle {
     record: Arc<Record>,
-    shared: Arc<Shared>,
+    // Not the tracker: threads that begin and end ops would pass its count of handles to and fro.
+    shard: Arc<Shard>,
 }
 
 // The ops this thread works for, innermost last.
@@ -67,12 +68,15 @@ thread_local! {
 }
 
 impl Op {
-    pub(crate) fn new(record: Option<Arc<Record>>, shared: &Arc<Shared>) -> Self {
-        let handle = record.map(|record| Handle {
-            record,
-            shared: Arc::clone(shared),
-        });
-        Self { handle }
+    pub(crate) fn new(record: Arc<Record>, shard: &Arc<Shard>) -> Self {
+        let shard = Arc::clone(shard);
+        Self {
+            handle: Some(Handle { record, shard }),
+        }
+    }
+
+    pub(crate) fn unrecorded() -> Self {
+        Self { handle: None }
     }
 
     /// Returns the op this thread works for, if there is one that is recorded.
@@ -206,7 +210,7 @@ impl Clone for Op {
             retain(&handle.record);
             Handle {
                 record: Arc::clone(&handle.record),
-                shared: Arc::clone(&handle.shared),
+                shard: Arc::clone(&handle.shard),
             }
         });
         Self { handle }
@@ -226,7 +230,7 @@ impl fmt::Debug for Op {
 
 impl Handle {
     fn end(&self, outcome: Outcome) {
-        self.shared.end(&self.record, outcome);
+        self.shard.end(&self.record, outcome);
     }
 
     // What an end means that nobody explained.

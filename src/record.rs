@@ -1,5 +1,7 @@
 //! The record of one op: what it is, what it does now, and the bounded trail of what it did before.
 
+mod describe;
+
 use std::{
     borrow::Cow,
     net::SocketAddr,
@@ -15,13 +17,12 @@ use smallvec::SmallVec;
 
 use crate::{
     clock::Stamp,
-    id::{OpId, TraceId},
-    snapshot::{
-        Caller, Event, Fuse, Http, Kind, LiveOp, On, Outcome, ParentFrom, Phase, State, Thread,
-        Wait, millis,
-    },
+    id::{Context, OpId, TraceId},
+    snapshot::{Kind, Outcome, ParentFrom},
     text,
 };
+
+pub(crate) use describe::state_of;
 
 /// A wait shorter than this leaves no event in the trail.
 const NOTED_WAIT: Duration = Duration::from_millis(1);
@@ -32,7 +33,6 @@ const LAST_EVENTS: usize = 12;
 
 // Phases shown from either end where more are nested.
 const LEVELS: usize = 8;
-const GAP: &str = "..";
 
 // No byte of trace flags: nobody has said yet whether the trace is sampled.
 const UNDECIDED: u16 = 0x100;
@@ -51,6 +51,8 @@ pub(crate) struct Record {
     pub(crate) kind: Kind,
     pub(crate) name: Cow<'static, str>,
     pub(crate) begun: Stamp,
+    /// Its place in its shard of the live set.
+    pub(crate) slot: u32,
     /// How many [`Op`](crate::Op)s there are.
     pub(crate) handles: AtomicUsize,
     /// Zero while it is live.
@@ -195,42 +197,60 @@ pub(crate) struct Bar {
     pub(crate) is_wait: bool,
 }
 
-/// What the tracker knows of an op when it begins.
+/// What is known of an op when it begins, besides its ids.
 #[derive(Debug)]
-pub(crate) struct Seed {
+pub(crate) struct Start {
+    pub(crate) kind: Kind,
+    pub(crate) name: Cow<'static, str>,
+    pub(crate) target: Target,
+    pub(crate) detail: Detail,
+    pub(crate) parent: Parent,
+}
+
+/// Where a new op hangs.
+#[derive(Clone, Debug)]
+pub(crate) enum Parent {
+    /// The current op; without one it is a root.
+    Current,
+    /// No op.
+    Root,
+    /// An op in the process that sent the request, and the W3C trace flags that came with it.
+    #[cfg_attr(not(feature = "http"), expect(dead_code))]
+    Remote(Context, ParentFrom, Option<u8>),
+}
+
+/// The ids of an op, and where it comes from.
+#[derive(Debug)]
+pub(crate) struct Lineage {
     pub(crate) id: OpId,
     pub(crate) trace: TraceId,
     pub(crate) trace_flags: Option<u8>,
     pub(crate) parent: Option<OpId>,
     pub(crate) parent_from: Option<ParentFrom>,
-    pub(crate) kind: Kind,
-    pub(crate) name: Cow<'static, str>,
-    pub(crate) target: Target,
-    pub(crate) detail: Detail,
-    pub(crate) begun: Stamp,
 }
 
 impl Record {
-    pub(crate) fn new(seed: Seed) -> Self {
+    pub(crate) fn new(begun: Stamp, start: Start, lineage: Lineage, slot: u32) -> Self {
         Self {
-            id: seed.id,
-            trace: seed.trace,
+            id: lineage.id,
+            trace: lineage.trace,
             retraced: OnceLock::new(),
-            trace_flags: AtomicU16::new(seed.trace_flags.map_or(UNDECIDED, u16::from)),
-            parent: seed.parent,
-            parent_from: seed.parent_from,
-            kind: seed.kind,
-            name: text::bounded(seed.name, text::MAX_NAME),
-            begun: seed.begun,
+            trace_flags: AtomicU16::new(lineage.trace_flags.map_or(UNDECIDED, u16::from)),
+            parent: lineage.parent,
+            parent_from: lineage.parent_from,
+            kind: start.kind,
+            name: text::bounded(start.name, text::MAX_NAME),
+            begun,
+            slot,
             handles: AtomicUsize::new(1),
             ended: AtomicU64::new(0),
-            progress: AtomicU64::new(seed.begun.0),
+            progress: AtomicU64::new(begun.0),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             step: AtomicU8::new(Step::None as u8),
             inner: Mutex::new(Inner {
-                target: seed.target,
-                detail: seed.detail,
+                target: start.target,
+                detail: start.detail,
                 levels: SmallVec::new(),
                 trail: Trail::default(),
                 waits: SmallVec::new(),
@@ -241,6 +261,92 @@ impl Record {
                 waited_by: None,
             }),
         }
+    }
+
+    /// A new record in the memory of one that nobody else knows; elsewhere, if somebody does.
+    #[inline]
+    pub(crate) fn renewed(
+        mut spare: Arc<Self>,
+        begun: Stamp,
+        start: Start,
+        lineage: Lineage,
+        slot: u32,
+    ) -> Arc<Self> {
+        match Arc::get_mut(&mut spare) {
+            Some(record) => {
+                record.renew(begun, start, lineage, slot);
+                spare
+            }
+            None => Arc::new(Self::new(begun, start, lineage, slot)),
+        }
+    }
+
+    // In place: to make a record elsewhere and to move it here took a tenth of begin + phase + end. Every field
+    // is named, since one that is left out would tell of another op.
+    #[inline]
+    fn renew(&mut self, begun: Stamp, start: Start, lineage: Lineage, slot: u32) {
+        let Self {
+            id,
+            trace,
+            retraced,
+            trace_flags,
+            parent,
+            parent_from,
+            kind,
+            name,
+            begun: begins,
+            slot: place,
+            handles,
+            ended,
+            progress,
+            sent,
+            received,
+            step,
+            inner,
+        } = self;
+        let Inner {
+            target,
+            detail,
+            levels,
+            trail: Trail { past, dropped },
+            waits,
+            runners,
+            next,
+            failure,
+            outcome,
+            waited_by,
+        } = inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        *id = lineage.id;
+        *trace = lineage.trace;
+        retraced.take();
+        *trace_flags.get_mut() = lineage.trace_flags.map_or(UNDECIDED, u16::from);
+        *parent = lineage.parent;
+        *parent_from = lineage.parent_from;
+        *kind = start.kind;
+        *name = text::bounded(start.name, text::MAX_NAME);
+        *begins = begun;
+        *place = slot;
+        *handles.get_mut() = 1;
+        *ended.get_mut() = 0;
+        *progress.get_mut() = begun.0;
+        *sent.get_mut() = 0;
+        *received.get_mut() = 0;
+        *step.get_mut() = Step::None as u8;
+        *target = start.target;
+        *detail = start.detail;
+        // What they have allocated stays for the next, within bounds: the trail has its own.
+        levels.clear();
+        if levels.capacity() > 2 * LEVELS {
+            levels.shrink_to_fit();
+        }
+        past.clear();
+        *dropped = 0;
+        waits.clear();
+        runners.clear();
+        *next = 0;
+        *failure = None;
+        *outcome = Outcome::Completed;
+        *waited_by = None;
     }
 
     /// Ends the op; false if it had ended before. What it waited for no longer counts.
@@ -510,163 +616,9 @@ impl Record {
         change(&mut self.lock().detail);
     }
 
-    /// The op as plain data, its times as of `now`: one that ends meanwhile is told as it was.
-    pub(crate) fn describe(&self, now: Stamp, slow: Duration, stuck: Duration) -> LiveOp {
-        // A copy: nobody who moves the op waits until it is written out.
-        let inner = self.lock().clone();
-        let since = |stamp: Stamp| millis(now.since(stamp));
-        let progress = now.since(Stamp(self.progress.load(Relaxed)));
-        let mut runners: SmallVec<[Runner; 4]> = inner.runners.clone().into_iter().collect();
-        runners.sort_by_key(|runner| (runner.since, runner.tid));
-        // A thread that entered the op twice is one thread, since its first entry.
-        let mut threads: Vec<Thread> = Vec::with_capacity(runners.len());
-        for runner in runners {
-            if threads.iter().all(|thread| thread.tid != runner.tid) {
-                threads.push(Thread {
-                    tid: runner.tid,
-                    since_ms: since(runner.since),
-                    ..Thread::default()
-                });
-            }
-        }
-        let mut threads = threads.into_iter();
-        let (mut caller, mut fuse, mut http) = (None, None, None);
-        match &inner.detail {
-            Detail::None => {}
-            Detail::Fuse {
-                unique,
-                inode,
-                tid,
-                uid,
-                mount,
-            } => {
-                caller = Some(Caller {
-                    tid: *tid,
-                    uid: *uid,
-                    ..Caller::default()
-                });
-                fuse = Some(Fuse {
-                    unique: unique.to_string(),
-                    inode: inode.to_string(),
-                    mount: text::visible(mount),
-                });
-            }
-            Detail::Http {
-                peer,
-                route,
-                status,
-            } => {
-                http = Some(Http {
-                    peer: match (peer, &inner.target) {
-                        (Some(peer), _) => Some(peer.to_string()),
-                        (None, Target::Url(url)) if self.kind == Kind::HttpClient => {
-                            text::host_and_port(url)
-                        }
-                        (None, _) => None,
-                    },
-                    status: *status,
-                    route: route.as_deref().map(text::visible),
-                    sent_bytes: self.sent.load(Relaxed),
-                    received_bytes: self.received.load(Relaxed),
-                });
-            }
-        }
-        let queued = inner
-            .waits
-            .iter()
-            .any(|wait| matches!(wait.what, WaitsFor::Slot));
-        let state = match inner.levels.last() {
-            _ if queued => State::Queued,
-            Some(level) if level.idle => State::Idle,
-            _ => state_of(progress, slow, stuck),
-        };
-        let levels = inner.shown_levels();
-        let mut path = with_gaps(levels.map(|(depth, l)| (depth, text::clean(&l.name))));
-        if let (Some(step), Some(innermost)) = (self.owed(), path.last_mut()) {
-            innermost.push_str(step);
-        }
-        LiveOp {
-            id: self.id,
-            trace_id: self.trace(),
-            parent_id: self.parent,
-            parent_from: self.parent_from.clone(),
-            kind: self.kind.clone(),
-            name: text::clean(&self.name),
-            target: match &inner.target {
-                Target::Unknown => fuse
-                    .as_ref()
-                    .map(|fuse| format!("inode {}", fuse.inode))
-                    .unwrap_or_default(),
-                Target::Text(text) => text::clean(text),
-                Target::Url(url) => text::clean_url(url),
-            },
-            age_ms: since(self.begun),
-            progress_ms: millis(progress),
-            state,
-            phase: Phase {
-                path,
-                age_ms: since(inner.levels.last().map_or(self.begun, |level| level.since)),
-                wait: wait_of(&inner.waits, now),
-            },
-            events: self.events(&inner),
-            events_dropped: inner.trail.dropped + inner.hidden_levels().len() as u64,
-            error: inner.failure.as_deref().map(text::clean),
-            thread: threads.next(),
-            more_threads: threads.collect(),
-            caller,
-            fuse,
-            http,
-        }
-    }
-
     /// How it ended; meaningless before.
     pub(crate) fn outcome(&self) -> Outcome {
         self.lock().outcome.clone()
-    }
-
-    // The next step and who owes it, to be put behind the innermost phase.
-    fn owed(&self) -> Option<&'static str> {
-        const TEXTS: [(Step, &str); 6] = [
-            (Step::Handler, ": waiting for the handler's next chunk"),
-            (Step::Client, ": waiting for the client to read"),
-            (Step::Server, ": waiting for the server's next chunk"),
-            (Step::Reader, ": waiting for the caller to read"),
-            (Step::Writer, ": waiting for the caller's next chunk"),
-            (Step::ServerReads, ": waiting for the server to read"),
-        ];
-        let step = self.step.load(Relaxed);
-        let text = TEXTS.iter().find(|(of, _)| *of as u8 == step)?.1;
-        (!self.has_ended()).then_some(text)
-    }
-
-    // Past phases and the present ones, in the order they began, each with the names above it.
-    fn events(&self, inner: &Inner) -> Vec<Event> {
-        let past = inner.trail.past.iter().map(|past| {
-            let waited = past.is_wait.then(|| millis(past.until.since(past.at)));
-            (past.at, past.depth as usize, &past.name, waited)
-        });
-        let levels = inner.shown_levels();
-        let now = levels.map(|(depth, level)| (level.since, depth, &level.name, None));
-        let mut all: Vec<_> = past.chain(now).collect();
-        all.sort_by_key(|(at, depth, ..)| (*at, *depth));
-        let mut path: Vec<(usize, String)> = Vec::new();
-        all.into_iter()
-            .map(|(at, depth, name, for_ms)| {
-                let name = text::clean(name);
-                let phase = if for_ms.is_some() {
-                    format!("waited for {name}")
-                } else {
-                    path.retain(|(above, _)| *above < depth);
-                    path.push((depth, name));
-                    text::visible(&with_gaps(path.iter().cloned()).join(" > "))
-                };
-                Event {
-                    at_ms: millis(at.since(self.begun)),
-                    phase,
-                    for_ms,
-                }
-            })
-            .collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -714,87 +666,35 @@ impl Trail {
     }
 }
 
-// The names with a mark where the depth jumps.
-fn with_gaps(path: impl Iterator<Item = (usize, String)>) -> Vec<String> {
-    let mut names = Vec::new();
-    let mut next = 0;
-    for (depth, name) in path {
-        if depth != next {
-            names.push(GAP.to_owned());
-        }
-        names.push(name);
-        next = depth + 1;
-    }
-    names
-}
-
-/// Judges by progress alone.
-pub(crate) fn state_of(progress: Duration, slow: Duration, stuck: Duration) -> State {
-    if progress >= stuck {
-        State::Stuck
-    } else if progress >= slow {
-        State::Slow
-    } else {
-        State::Running
-    }
-}
-
-// The last wait names the kind. Waits for ops go together, whatever their kind: any one may free the op.
-fn wait_of(waits: &[Waiting], now: Stamp) -> Option<Wait> {
-    let last = waits.last()?;
-    let op_of = |waiting: &Waiting| match waiting.what {
-        WaitsFor::Call(op) | WaitsFor::Op(op) => Some(op),
-        WaitsFor::Resource { .. } | WaitsFor::Slot => None,
-    };
-    let mut ops: Vec<OpId> = waits.iter().filter_map(op_of).collect();
-    ops.dedup();
-    let (on, resource) = match &last.what {
-        WaitsFor::Call(_) => (On::Call, None),
-        WaitsFor::Op(_) => (On::Op, None),
-        WaitsFor::Resource { id, .. } => (On::Resource, Some(id.to_string())),
-        WaitsFor::Slot => (On::Queue, None),
-    };
-    let others = if op_of(last).is_some() {
-        waits.len() - waits.iter().filter_map(op_of).count()
-    } else {
-        // The holders, or the ops in the slots, are filled in by whoever knows them.
-        ops.clear();
-        waits.len() - 1
-    };
-    Some(Wait {
-        on,
-        all: waits.len() == 1,
-        ops,
-        since_ms: millis(now.since(last.since)),
-        resource,
-        others: others as u64,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::{Detail, FIRST_EVENTS, LAST_EVENTS, Record, Seed, Target, WaitsFor};
+    use super::{
+        Detail, FIRST_EVENTS, LAST_EVENTS, Lineage, Parent, Record, Start, Target, WaitsFor,
+    };
     use crate::{
         clock::Stamp,
-        id::{OpId, TraceId},
+        id::{Context, OpId, TraceId},
         snapshot::{Kind, LiveOp, Outcome},
     };
 
     fn record() -> Record {
-        Record::new(Seed {
+        let start = Start {
+            kind: Kind::Task,
+            name: "x".into(),
+            target: Target::Unknown,
+            detail: Detail::None,
+            parent: Parent::Root,
+        };
+        let lineage = Lineage {
             id: OpId::mixed(1),
             trace: TraceId::mixed(1, 2),
             trace_flags: None,
             parent: None,
             parent_from: None,
-            kind: Kind::Task,
-            name: "x".into(),
-            target: Target::Unknown,
-            detail: Detail::None,
-            begun: ms(0),
-        })
+        };
+        Record::new(ms(0), start, lineage, 0)
     }
 
     fn ms(n: u64) -> Stamp {

@@ -2,8 +2,8 @@
 
 use std::{
     borrow::Cow,
-    collections::{HashMap, HashSet},
-    fmt,
+    collections::HashSet,
+    fmt, mem,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -12,16 +12,17 @@ use std::{
 use crate::outlet::Outlet;
 use crate::{
     clock::Stamp,
-    id::{Context, OpId},
+    id::{IdMap, OpId},
     live::{Shared, Source},
     op::{Op, with_current},
-    record::{Detail, Record, Seed, Target, state_of},
+    record::{Detail, Lineage, Record, Target, state_of},
     snapshot::{
-        EndedOp, Filter, Kind, LiveOp, Off, On, ParentFrom, Process, SCHEMA, Snapshot, State,
-        Totals, millis,
+        EndedOp, Filter, Kind, LiveOp, Off, On, Process, SCHEMA, Snapshot, State, Totals, millis,
     },
     text,
 };
+
+pub(crate) use crate::record::{Parent, Start};
 
 /// Knows every op its process is in the middle of.
 ///
@@ -56,29 +57,6 @@ pub struct Builder {
     capacity: usize,
     history: usize,
     peers: Vec<String>,
-}
-
-/// What is known of an op when it begins, besides its ids.
-#[derive(Debug)]
-pub(crate) struct Start {
-    pub(crate) kind: Kind,
-    pub(crate) name: Cow<'static, str>,
-    pub(crate) target: Target,
-    pub(crate) detail: Detail,
-    pub(crate) parent: Parent,
-}
-
-/// Where a new op hangs.
-#[derive(Clone, Debug)]
-pub(crate) enum Parent {
-    /// The current op; without one it is a root.
-    Current,
-    /// No op.
-    #[cfg_attr(not(feature = "fuse"), expect(dead_code))]
-    Root,
-    /// An op in the process that sent the request, and the W3C trace flags that came with it.
-    #[cfg_attr(not(feature = "http"), expect(dead_code))]
-    Remote(Context, ParentFrom, Option<u8>),
 }
 
 impl Tracker {
@@ -144,12 +122,17 @@ impl Tracker {
         let shared = &self.shared;
         // Before the ops are listed: what begins meanwhile must not pass for ended.
         let begun = shared.begun();
-        let mut live = shared.live();
+        let live = shared.live().into_iter();
         let now = Stamp::now();
-        live.sort_unstable_by_key(|record| (record.begun, record.id));
+        // The keys beside each other: to sort by what the records say would fetch each many times. They come in
+        // runs that are sorted already, of which the stable sort makes use.
+        let mut live: Vec<_> = live
+            .map(|record| (record.begun, record.id, record))
+            .collect();
+        live.sort_by_key(|(begun, id, _)| (*begun, *id));
         let in_flight = live.len();
         let ended = begun.saturating_sub(in_flight as u64);
-        live.retain(|record| filter.keeps(&record.kind, now.since(record.begun)));
+        live.retain(|(begun, _, record)| filter.keeps(&record.kind, now.since(*begun)));
         live.truncate(filter.most());
 
         let describe_at =
@@ -163,7 +146,7 @@ impl Tracker {
             off: shared.off(),
             slow_after_ms: millis(shared.slow_after),
             stuck_after_ms: millis(shared.stuck_after),
-            ops: live.iter().map(|record| describe(record)).collect(),
+            ops: live.iter().map(|(.., record)| describe(record)).collect(),
             recent: shared
                 .ended()
                 .iter()
@@ -202,67 +185,71 @@ impl Tracker {
 
     // What an op waits for counts for its progress, shown or not.
     fn add_waited_for(&self, ops: &mut Vec<LiveOp>, describe: impl Fn(&Record) -> LiveOp) {
+        if ops.iter().all(|op| waited_for(op).next().is_none()) {
+            return;
+        }
+        let live = self.shared.by_id();
         let mut known: HashSet<OpId> = ops.iter().map(|op| op.id).collect();
         let mut at = 0;
         while let Some(op) = ops.get(at) {
             let ids = waited_for(op).filter(|id| known.insert(*id));
-            let found: Vec<_> = ids.filter_map(|id| self.shared.find(id)).collect();
+            let found: Vec<_> = ids.filter_map(|id| live.get(&id)).collect();
             ops.extend(found.iter().map(|record| describe(record)));
             at += 1;
         }
     }
 
     /// Begins an op of any kind.
-    pub(crate) fn start(&self, start: Start) -> Op {
+    pub(crate) fn start(&self, mut start: Start) -> Op {
         let now = Stamp::now();
+        let parent = mem::replace(&mut start.parent, Parent::Root);
         #[cfg(feature = "otel")]
-        let active = match start.parent {
-            Parent::Current => self.shared.outlet.active(),
+        let active = match parent {
+            Parent::Current => self.shared.outlet().active(),
             Parent::Root | Parent::Remote(..) => None,
         };
         let mut waiter = None;
-        let record = self.shared.insert(|id| {
-            let (trace, trace_flags, parent, parent_from) = match start.parent {
+        let recorded = self.shared.insert(now, start, |id| {
+            let root = || (self.shared.new_trace(id), None, None, None);
+            let (trace, trace_flags, parent, parent_from) = match parent {
                 Parent::Remote(context, from, flags) => {
                     (context.trace, flags, Some(context.op), Some(from))
                 }
-                Parent::Root => (self.shared.new_trace(id), None, None, None),
+                Parent::Root => root(),
                 Parent::Current => match current() {
                     Some(parent) => {
                         let ids = (parent.trace(), parent.trace_flags(), Some(parent.id), None);
                         waiter = Some(parent);
                         ids
                     }
-                    None => (self.shared.new_trace(id), None, None, None),
+                    None => root(),
                 },
             };
-            Seed {
+            Lineage {
                 id,
                 trace,
                 trace_flags,
                 parent,
                 parent_from,
-                kind: start.kind,
-                name: start.name,
-                target: start.target,
-                detail: start.detail,
-                begun: now,
             }
         });
+        let Some((record, shard)) = recorded else {
+            return Op::unrecorded();
+        };
         // Another tracing goes its own way: whoever works under its span joins its trace.
         #[cfg(feature = "otel")]
-        if let (Some(record), Some(active)) = (&record, active)
+        if let Some(active) = active
             && (record.parent.is_none() || record.trace() != active.trace)
         {
             record.take_trace(active.trace, active.span, active.flags);
         }
         // A call is waited for by the op that is current when it begins; of a task that is not known.
-        if let (Some(record), Some(waiter)) = (&record, waiter)
+        if let Some(waiter) = waiter
             && record.kind == Kind::HttpClient
         {
             record.waited_by(now, waiter);
         }
-        Op::new(record, &self.shared)
+        Op::new(record, shard)
     }
 
     /// Has a resource or a mount add its part to every snapshot, as long as it lives.
@@ -287,7 +274,7 @@ impl Tracker {
     #[cfg(feature = "http")]
     pub(crate) fn is_exported(&self) -> bool {
         #[cfg(feature = "otel")]
-        return self.shared.outlet.is_open();
+        return self.shared.outlet().is_open();
         #[cfg(not(feature = "otel"))]
         false
     }
@@ -295,25 +282,25 @@ impl Tracker {
     /// Where ended ops leave.
     #[cfg(feature = "otel")]
     pub(crate) fn outlet(&self) -> &Outlet {
-        &self.shared.outlet
+        self.shared.outlet()
     }
 
-    /// The op in flight of this id.
+    /// The ops in flight, by their ids.
     #[cfg(feature = "otel")]
-    pub(crate) fn find(&self, id: OpId) -> Option<Arc<Record>> {
-        self.shared.find(id)
+    pub(crate) fn by_id(&self) -> IdMap<Arc<Record>> {
+        self.shared.by_id()
     }
 
     fn spans_dropped(&self) -> u64 {
         #[cfg(feature = "otel")]
-        return self.shared.outlet.lost();
+        return self.shared.outlet().lost();
         #[cfg(not(feature = "otel"))]
         0
     }
 
     fn spans_problem(&self) -> Option<String> {
         #[cfg(feature = "otel")]
-        return self.shared.outlet.problem();
+        return self.shared.outlet().problem();
         #[cfg(not(feature = "otel"))]
         None
     }
@@ -445,12 +432,12 @@ fn waited_for(op: &LiveOp) -> impl Iterator<Item = OpId> {
 
 // What moves the op that is waited for moves the one that waits.
 fn share_progress(ops: &mut [LiveOp], slow: Duration, stuck: Duration) {
-    let index: HashMap<OpId, usize> = ops.iter().enumerate().map(|(n, op)| (op.id, n)).collect();
-    let waits = |op| waited_for(op).filter_map(|id| index.get(&id).copied());
-    let edges: Vec<Vec<usize>> = ops.iter().map(|op| waits(op).collect()).collect();
-    if edges.iter().all(Vec::is_empty) {
+    if ops.iter().all(|op| waited_for(op).next().is_none()) {
         return;
     }
+    let index: IdMap<usize> = ops.iter().enumerate().map(|(n, op)| (op.id, n)).collect();
+    let waits = |op| waited_for(op).filter_map(|id| index.get(&id).copied());
+    let edges: Vec<Vec<usize>> = ops.iter().map(|op| waits(op).collect()).collect();
     // The most recently moved first: each gives its progress to all that wait for it, once.
     let mut waited_by: Vec<Vec<usize>> = vec![Vec::new(); ops.len()];
     for (waiter, waited) in edges.iter().enumerate() {
@@ -465,7 +452,7 @@ fn share_progress(ops: &mut [LiveOp], slow: Duration, stuck: Duration) {
         let progress = ops[first].progress_ms;
         let mut todo = vec![first];
         while let Some(op) = todo.pop() {
-            if std::mem::replace(&mut done[op], true) {
+            if mem::replace(&mut done[op], true) {
                 continue;
             }
             if ops[op].progress_ms > progress {

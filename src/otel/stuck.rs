@@ -98,6 +98,7 @@ impl Watch {
         let now = Instant::now();
         let stamp = Stamp::now();
         let mut due = Vec::new();
+        let mut live = None;
         for op in &snapshot.ops {
             let Some(seen) = self.ops.get_mut(&op.id) else {
                 continue;
@@ -109,7 +110,8 @@ impl Watch {
                 continue;
             }
             // One that ended meanwhile sends its own.
-            let Some(record) = tracker.find(op.id).filter(|record| is_wanted(record)) else {
+            let live = live.get_or_insert_with(|| tracker.by_id());
+            let Some(record) = live.get(&op.id).filter(|record| is_wanted(record)) else {
                 continue;
             };
             let pause = 2_u32.saturating_pow(seen.sent);
@@ -117,7 +119,7 @@ impl Watch {
             due.push(spans::partial(
                 &Partial {
                     op,
-                    record: &record,
+                    record,
                     snapshot,
                     sequence: seen.sent,
                     now: stamp,

@@ -394,6 +394,66 @@ fn over_capacity_the_newest_is_not_recorded_and_counted() {
 }
 
 #[test]
+fn threads_share_the_capacity_to_the_last_op() {
+    const THREADS: usize = 16;
+    let tracker = Tracker::builder("test").capacity(THREADS * 3).build();
+    let begin = || tracker.begin("x");
+
+    let held: Vec<Op> = thread::scope(|scope| {
+        let threads = (0..THREADS).map(|_| scope.spawn(|| [(); 4].map(|()| begin())));
+        let threads: Vec<_> = threads.collect();
+        let ops = threads.into_iter().map(|thread| thread.join().unwrap());
+        ops.flatten().collect()
+    });
+
+    let totals = tracker.snapshot().totals;
+    assert_eq!((totals.begun, totals.not_recorded), (48, 16));
+    assert_eq!(held.iter().filter(|op| op.id().is_some()).count(), 48);
+    drop(held);
+    // What other threads gave back is room for this one.
+    let again: Vec<Op> = (0..49).map(|_| begin()).collect();
+    assert_eq!(again.iter().filter(|op| op.id().is_some()).count(), 48);
+}
+
+#[test]
+fn an_op_tells_nothing_of_those_before_it() {
+    let tracker = Tracker::builder("test").history(1).build();
+    let (other, lock) = (tracker.begin("other"), Resource::new(&tracker, "lock"));
+    let mut guards = Vec::new();
+    let mut ids = HashSet::from([other.id()]);
+
+    for n in 0..100 {
+        let op = tracker.begin("op");
+        let blank = show(&tracker, &op);
+        assert_eq!(blank.events_dropped, 0);
+        assert_eq!((blank.target.as_str(), blank.error), ("", None));
+        assert_eq!((blank.phase.path.len(), blank.events.len()), (0, 0));
+        assert_eq!((blank.phase.wait, blank.thread), (None, None));
+        assert!(ids.insert(op.id()), "an id was used twice");
+
+        let _in = op.enter();
+        op.target("target");
+        op.fail("failure");
+        (0..40).for_each(|n| op.phase(n.to_string()));
+        let held = lock.wait(|| ());
+        let nested = op.nested("nested");
+        let waits = inflight::waiting_for(&other);
+        op.end();
+        // Some outlive their op, and say later what is no longer so.
+        if n % 2 == 0 {
+            guards.push((held, nested, waits));
+        }
+        if n % 10 == 9 {
+            guards.clear();
+        }
+    }
+
+    let after = tracker.snapshot();
+    assert_eq!((after.ops.len(), after.totals.ended), (1, 100));
+    assert!(after.recent.iter().all(|ended| ended.op.target == "target"));
+}
+
+#[test]
 fn a_tracker_that_is_off_says_so_and_keeps_what_is_in_flight() {
     let tracker = Tracker::new("test");
     let before = tracker.begin("before");
@@ -532,6 +592,38 @@ fn snapshots_taken_while_sixteen_threads_begin_and_end_account_for_all() {
     assert_eq!(after.ops.len(), 10);
     assert_eq!(after.totals.begun, 10 + THREADS * ROUNDS * 2);
     assert_eq!(after.totals.ended, THREADS * ROUNDS * 2);
+}
+
+#[test]
+fn an_op_that_is_in_flight_all_the_time_is_seen_once_however_many_there_are() {
+    let tracker = Tracker::new("test");
+    let mut held: Vec<_> = (0..2_000).map(|_| tracker.begin("held")).collect();
+    // Some leave, so that later ones take their places.
+    let mut n = 0;
+    held.retain(|_| {
+        n += 1;
+        n % 3 > 0
+    });
+    let done = AtomicBool::new(false);
+
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Relaxed) {
+                let _one = tracker.begin("passing");
+                let _two = tracker.begin("passing");
+            }
+        });
+        for _ in 0..20 {
+            let now = tracker.snapshot().ops;
+            let ids: HashSet<_> = now.iter().map(|op| op.id).collect();
+            assert_eq!(ids.len(), now.len(), "no op twice");
+            assert!(held.iter().all(|op| ids.contains(&op.id().unwrap())));
+            assert!(now.is_sorted_by(|a, b| a.age_ms >= b.age_ms));
+        }
+        done.store(true, Relaxed);
+    });
+
+    assert_eq!(tracker.snapshot().ops.len(), held.len());
 }
 
 #[test]
