@@ -11,7 +11,7 @@ use std::{
 use inflight::testing::{Output, Shell, run};
 use tempfile::TempDir;
 
-use crate::stage::skipped;
+use crate::{mounted::PLANT, stage::skipped};
 
 /// Of each test, by INFLIGHT_TEST_DEADLINE.
 const DEADLINE: Duration = Duration::from_secs(4);
@@ -212,5 +212,30 @@ fn healthy_tests_pass_two_hundred_times_in_a_row() {
     let healthy = healthy();
     for _ in 0..RUNS {
         run(Shell::new(format!("{CLEAN}; {}", healthy.display())).deadline(FAILED)).unwrap();
+    }
+}
+
+#[test]
+fn a_hang_planted_in_a_test_of_our_own_ends_the_suite() {
+    if skipped() {
+        return;
+    }
+    let own = std::env::current_exe().unwrap();
+    let script = format!(
+        "{CLEAN}; exec {} --exact mounted::hangs_if_told_to",
+        own.display()
+    );
+    let script = Shell::new(script)
+        .env(PLANT, "1")
+        .env("INFLIGHT_TEST_DEADLINE", "4s")
+        .deadline(FAILED);
+
+    let error = run(script).expect_err("it passed");
+
+    let text = error.to_string();
+    assert!(!error.hung(), "{text}");
+    assert_eq!(error.status().unwrap().code(), Some(101), "{text}");
+    for expected in ["HUNG: test mounted::hangs_if_told_to ", "read ", "served["] {
+        assert!(text.contains(expected), "no {expected}: {text}");
     }
 }
