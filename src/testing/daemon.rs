@@ -533,6 +533,9 @@ impl Files {
         let directory = registry::directory()?;
         let told = command.get_envs().find(|(name, _)| *name == "INFLIGHT_DIR");
         let told = told.and_then(|(_, value)| value).map(PathBuf::from);
+        if let Some(told) = &told {
+            directory.add(told);
+        }
         Ok(Self {
             sockets: told.unwrap_or_else(|| directory.path().to_path_buf()),
             number: STARTED.fetch_add(1, Relaxed),
