@@ -1,6 +1,7 @@
 //! Assertions on what is in flight; the failure text is the whole report.
 
 use std::{
+    collections::HashSet,
     panic::Location,
     sync::Arc,
     thread,
@@ -130,7 +131,29 @@ fn blocks_its_own_tasks() -> bool {
 #[expect(clippy::panic, reason = "an assertion that fails")]
 fn fail(missed: &Missed, advice: &str) -> ! {
     let Missed { what, report, .. } = missed;
-    panic!("{what}{advice}\n\n{report}");
+    panic!("{what}{advice}{}\n\n{report}", of_mounts(report));
+}
+
+// What of it the kernel knows, and of whom.
+fn of_mounts(report: &Report) -> String {
+    let mounts = &report.local.mounts;
+    if mounts.is_empty() {
+        return String::new();
+    }
+    let waiting: u64 = mounts.iter().filter_map(|it| it.kernel_waiting).sum();
+    let parked: u64 = mounts.iter().map(|mount| mount.queued).sum();
+    let of_ops = report
+        .local
+        .ops
+        .iter()
+        .filter_map(|op| Some(op.caller.as_ref()?.tid));
+    let is_here = |path: &Option<String>| mounts.iter().any(|it| Some(&it.path) == path.as_ref());
+    let held_up = report.held_up.iter().filter(|it| is_here(&it.mount));
+    let callers: HashSet<u32> = of_ops.chain(held_up.map(|it| it.tid)).collect();
+    let callers = callers.len();
+    format!(
+        "; of its mounts the kernel has {waiting} waiting, of {callers} callers, {parked} parked"
+    )
 }
 
 impl Wanted {

@@ -4,7 +4,6 @@ use std::{
     env, error, fmt,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{
@@ -48,10 +47,11 @@ static STARTED: AtomicU32 = AtomicU32::new(0);
 
 /// A process under test, ended when this is dropped.
 ///
-/// Dropped, it gets TERM; if it has not ended 6 s later, its report is taken, it gets KILL, the requests of its mount
-/// are failed, and the mount is detached. That, an end that nobody asked for and a failure at the end fail the test;
-/// in one that panics already they are only printed. Whether it can be killed or not, nothing is waited for without a
-/// deadline.
+/// Dropped, it gets TERM; if it has not ended 6 s later, its report is taken and it gets KILL. What it has left mounted
+/// is aborted and unmounted. That it did not end, or had ended when nobody asked it to, fails the test; one that panics
+/// already is told so on its standard error. Whether it can be killed or not, nothing is waited for without a deadline.
+///
+/// It is of the same process group as the test, so that whoever ends the test by a signal to all ends it as well.
 #[must_use = "dropped at once, it is ended at once"]
 #[derive(Debug)]
 pub struct Daemon {
@@ -63,7 +63,8 @@ pub struct Daemon {
     place: Option<Place>,
     url: Option<String>,
     stops_within: Duration,
-    may_fail: bool,
+    stops_at_eof: bool,
+    may_end: bool,
     is_over: bool,
 }
 
@@ -76,6 +77,7 @@ pub struct DaemonBuilder {
     ready_line: Option<String>,
     ready_within: Duration,
     stops_within: Duration,
+    stops_at_eof: bool,
 }
 
 /// A daemon that did not become ready. Its text has what the daemon wrote, the report of that moment, and its threads.
@@ -113,6 +115,7 @@ impl Daemon {
             ready_line: None,
             ready_within: READY_WITHIN,
             stops_within: STOPS_WITHIN,
+            stops_at_eof: false,
         }
     }
 
@@ -133,7 +136,7 @@ impl Daemon {
 
     /// Its process id.
     #[must_use]
-    pub fn pid(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         self.child.id()
     }
 
@@ -168,7 +171,7 @@ impl Daemon {
     /// Where its debug socket is, or will be: `inflight::debug::serve` opens it there.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.files.sockets.join(format!("{}.sock", self.pid()))
+        self.files.sockets.join(format!("{}.sock", self.id()))
     }
 
     /// The report that it makes, with all that it can ask.
@@ -211,11 +214,37 @@ impl Daemon {
         scene::said(&self.files.path("said"))
     }
 
-    /// Kills it at once. A mount of it stays until this is dropped, and it may have ended as it liked.
-    pub fn kill(&mut self) {
-        self.may_fail = true;
+    /// Waits for it to end by itself, at most for so long, after which its end is no surprise to anybody.
+    pub fn ended(&mut self, within: Duration) -> Option<ExitStatus> {
+        self.may_end = true;
+        self.ended_within(within)
+    }
+
+    /// Kills it, as a crash would. What it has mounted stays there until this is dropped.
+    ///
+    /// # Errors
+    ///
+    /// If it has not ended 2 s later.
+    pub fn kill(&mut self) -> Result<(), DaemonError> {
+        self.may_end = true;
         self.signal(Signal::KILL);
-        self.ended_within(LAST);
+        match self.ended_within(LAST) {
+            Some(_) => Ok(()),
+            None => Err(self.error("cannot be killed", LAST)),
+        }
+    }
+
+    /// Ends it, as dropping it does, and says what went wrong.
+    ///
+    /// # Errors
+    ///
+    /// If it had ended before, or does not end as it should.
+    pub fn stop(&mut self) -> Result<(), DaemonError> {
+        let wrong = self.end();
+        match wrong.is_empty() {
+            true => Ok(()),
+            false => Err(self.error(&wrong.join("\nand it "), self.stops_within)),
+        }
     }
 
     /// Fails all requests of its mount, which frees their callers.
@@ -228,7 +257,7 @@ impl Daemon {
     fn signal(&mut self, signal: Signal) {
         // Not reaped yet, the number is still its own.
         if matches!(self.child.try_wait(), Ok(None))
-            && let Some(pid) = Pid::from_raw(self.pid().cast_signed())
+            && let Some(pid) = Pid::from_raw(self.id().cast_signed())
         {
             let _gone = kill_process(pid, signal);
         }
@@ -250,9 +279,9 @@ impl Daemon {
     fn error(&self, what: &str, waited: Duration) -> DaemonError {
         let report = scene::report(None, test_name::known().as_deref());
         DaemonError {
-            what: format!("daemon {}[{}] {what}", self.name, self.pid()),
+            what: format!("daemon {}[{}] {what}", self.name, self.id()),
             said: self.said(),
-            threads: scene::threads(self.pid(), None),
+            threads: scene::threads(self.id(), None),
             report: Some(Box::new(scene::judged(report, waited))),
         }
     }
@@ -314,25 +343,16 @@ impl Daemon {
         }
         let mut wrong = Vec::new();
         if let Ok(Some(status)) = self.child.try_wait()
-            && !self.may_fail
+            && !self.may_end
         {
             wrong.push(format!("ended before it was told to, {status}"));
         }
-        drop(self.child.stdin.take());
-        self.signal(Signal::TERM);
-        let mut status = self.ended_within(self.stops_within);
+        let mut status = self.ends_by_itself();
         if status.is_none() {
             let details = self.details(self.stops_within);
-            wrong.push(format!(
-                "has not ended {:?} after TERM{details}",
-                self.stops_within
-            ));
+            let after = self.stops_within;
+            wrong.push(format!("has not ended {after:?} after TERM{details}"));
             self.signal(Signal::KILL);
-        } else if status.is_some_and(|status| !is_well(status))
-            && !self.may_fail
-            && wrong.is_empty()
-        {
-            wrong.push(format!("failed at its end, {}", status.unwrap_or_default()));
         }
         wrong.extend(self.end_mount());
         if status.is_none() {
@@ -342,12 +362,24 @@ impl Daemon {
             // Killed, it could not remove it.
             let _gone = fs::remove_file(self.socket());
         } else {
-            let threads = scene::threads(self.pid(), None);
+            let threads = scene::threads(self.id(), None);
             wrong.push(format!("cannot be killed, and is left behind:\n{threads}"));
         }
         wrong
     }
 
+    fn ends_by_itself(&mut self) -> Option<ExitStatus> {
+        let in_time = self.stops_at_eof.then(|| {
+            drop(self.child.stdin.take());
+            self.ended_within(self.stops_within)
+        });
+        in_time.flatten().or_else(|| {
+            self.signal(Signal::TERM);
+            self.ended_within(self.stops_within)
+        })
+    }
+
+    // What TERM ends at once leaves its mount behind: that is no failure, but to be mended.
     fn end_mount(&mut self) -> Option<String> {
         let mount = self.mount.as_ref()?;
         let place = self.place.take().or_else(|| Place::find(mount))?;
@@ -356,13 +388,9 @@ impl Daemon {
         }
         let until = Instant::now() + LAST;
         place.abort(until);
-        let detached = place.unmount(until);
-        let mount = mount.display();
-        match detached {
-            Ok(()) if self.may_fail => None,
-            Ok(()) => Some(format!("left {mount} mounted, which is detached now")),
-            Err(error) => Some(format!("left {mount} mounted: {error}")),
-        }
+        let unmounted = place.unmount(until);
+        let error = unmounted.err()?;
+        Some(format!("left {} mounted: {error}", mount.display()))
     }
 }
 
@@ -375,7 +403,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let wrong = self.end();
         let said = self.said();
-        let what = format!("daemon {}[{}]", self.name, self.pid());
+        let what = format!("daemon {}[{}]", self.name, self.id());
         if thread::panicking() {
             let said = scene::section(&format!("{what} said"), &said);
             eprintln!(
@@ -390,10 +418,6 @@ impl Drop for Daemon {
             panic!("{what} {}\n{said}", wrong.join("\nand it "));
         }
     }
-}
-
-fn is_well(status: ExitStatus) -> bool {
-    status.success() || status.signal() == Some(Signal::TERM.as_raw())
 }
 
 fn url_in(text: &str) -> Option<String> {
@@ -429,6 +453,13 @@ impl DaemonBuilder {
         self
     }
 
+    /// Says that it ends when its standard input does: it gets TERM only if it has not ended by that. Default: TERM
+    /// at once.
+    pub fn stops_at_eof(mut self) -> Self {
+        self.stops_at_eof = true;
+        self
+    }
+
     /// Starts it, and waits until it is ready.
     ///
     /// # Errors
@@ -459,11 +490,12 @@ impl DaemonBuilder {
             place: None,
             url: None,
             stops_within: self.stops_within,
-            may_fail: false,
+            stops_at_eof: self.stops_at_eof,
+            may_end: false,
             is_over: false,
         };
         if let Err(mut error) = daemon.wait_until_ready(&self) {
-            daemon.may_fail = true;
+            daemon.may_end = true;
             for wrong in daemon.end() {
                 error.what += &format!("\nand it {wrong}");
             }
@@ -501,6 +533,9 @@ impl Files {
         let directory = registry::directory()?;
         let told = command.get_envs().find(|(name, _)| *name == "INFLIGHT_DIR");
         let told = told.and_then(|(_, value)| value).map(PathBuf::from);
+        if let Some(told) = &told {
+            directory.add(told);
+        }
         Ok(Self {
             sockets: told.unwrap_or_else(|| directory.path().to_path_buf()),
             number: STARTED.fetch_add(1, Relaxed),

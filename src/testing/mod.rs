@@ -22,6 +22,7 @@ mod daemon;
 mod kernel;
 mod lines;
 mod registry;
+mod related;
 mod run_id;
 mod scene;
 mod shell;

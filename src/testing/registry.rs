@@ -39,7 +39,11 @@ pub(super) struct Guarded {
 ///
 /// It is not called `inflight..`, so that no process finds the sockets of another test in it.
 #[derive(Debug)]
-pub(super) struct Directory(PathBuf);
+pub(super) struct Directory {
+    path: PathBuf,
+    /// Where daemons of the test were told to have their sockets instead.
+    others: Mutex<Vec<PathBuf>>,
+}
 
 pub(super) fn arm(guarded: &Arc<Guarded>) {
     lock().guards.push(Arc::clone(guarded));
@@ -83,7 +87,10 @@ pub(super) fn directory() -> io::Result<Arc<Directory>> {
         .mode(0o700)
         .recursive(true)
         .create(&path)?;
-    let directory = Arc::new(Directory(path));
+    let directory = Arc::new(Directory {
+        path,
+        others: Mutex::default(),
+    });
     registry.directories.retain(|(_, it)| it.strong_count() > 0);
     registry
         .directories
@@ -102,19 +109,32 @@ pub(super) fn directories(test: Option<&str>) -> Vec<PathBuf> {
     let wanted = registry.directories.iter().filter(|(of, _)| !is_others(of));
     let alive: Vec<Arc<Directory>> = wanted.filter_map(|(_, it)| it.upgrade()).collect();
     drop(registry);
-    alive.iter().map(|it| it.path().to_path_buf()).collect()
+    alive.iter().flat_map(|it| it.with_others()).collect()
 }
 
 impl Directory {
     pub(super) fn path(&self) -> &Path {
-        &self.0
+        &self.path
+    }
+
+    /// Takes in a directory of sockets that is not this run's.
+    pub(super) fn add(&self, other: &Path) {
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        others.push(other.to_path_buf());
+    }
+
+    fn with_others(&self) -> Vec<PathBuf> {
+        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = vec![self.path.clone()];
+        all.extend(others.iter().cloned());
+        all
     }
 }
 
 impl Drop for Directory {
     fn drop(&mut self) {
         // Others of this run may be in it.
-        let _not_empty = fs::remove_dir(&self.0);
+        let _not_empty = fs::remove_dir(&self.path);
         let _not_empty = fs::remove_dir(RunId::own().directory());
     }
 }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::registry;
+use super::{registry, related};
 use crate::{held_up, machine, machine::Sleeper, report::Report, text, tracker::Tracker};
 
 /// No more of what a process said is shown, and that is the end of it.
@@ -20,7 +20,8 @@ const MOST_THREADS: usize = 64;
 /// How long open files are looked for.
 const LOOKING: Duration = Duration::from_millis(100);
 
-/// What is joined: the tracker, whatever serves a report on this machine, and the daemons of one test.
+/// What is joined: the tracker, the daemons of one test, and of all that serves a report on this machine what they have
+/// to do with.
 pub(super) fn report(tracker: Option<&Tracker>, test: Option<&str>) -> Report {
     let own;
     let tracker = match tracker {
@@ -30,14 +31,8 @@ pub(super) fn report(tracker: Option<&Tracker>, test: Option<&str>) -> Report {
             &own
         }
     };
-    let mut report = Report::collect_also_in(tracker, &registry::directories(test));
-    // Who waits for mounts of others is none of this test's.
-    let snapshots = std::iter::once(&report.local).chain(&report.peers);
-    let mounts = snapshots.flat_map(|snapshot| &snapshot.mounts);
-    let mounts: Vec<String> = mounts.map(|mount| mount.path.clone()).collect();
-    let is_ours = |mount: &Option<String>| mount.as_ref().is_none_or(|it| mounts.contains(it));
-    report.held_up.retain(|held_up| is_ours(&held_up.mount));
-    report
+    let directories = registry::directories(test);
+    related::keep(Report::collect_also_in(tracker, &directories), &directories)
 }
 
 /// Judged by a deadline: what has not moved for half of it is stuck, whatever its process says.

@@ -17,7 +17,11 @@ use std::{
 use futures_util::FutureExt as _;
 use inflight::{
     Tracker,
-    testing::{assert_idle, assert_idle_async, assert_no_stuck, assert_no_stuck_async},
+    fuse::{Options, Tracked, fuser::Config},
+    testing::{
+        FakeKernel, Request, Stall, assert_idle, assert_idle_async, assert_no_stuck,
+        assert_no_stuck_async,
+    },
 };
 use tokio::sync::oneshot;
 
@@ -201,4 +205,31 @@ async fn a_tracker_that_is_off_is_not_taken_for_an_idle_one() {
         assert!(text.contains("\n\nOFF: "), "{text}");
         assert!(!text.contains("async twin"), "{text}");
     }
+}
+
+#[test]
+fn callers_and_parked_ops_of_the_trackers_mounts_are_counted() {
+    const READ: u32 = 15;
+    // The inode of the file whose reads stand at the gate.
+    const FILE: u64 = 3;
+    let tracker = Tracker::new("test");
+    let stall = Stall::new();
+    let files = Tracked::with(stall.gate().files(), &tracker, Options::new().slots(1));
+    let mut config = Config::default();
+    config.n_threads = Some(2);
+    let kernel = FakeKernel::start(files, config).unwrap();
+    let read = |caller| kernel.send(Request::new(READ, FILE).pid(caller).body([0; 40]));
+    let first = read(101).unwrap();
+    assert_eq!(stall.arrived(1), 1);
+    let second = read(102).unwrap();
+    until(|| tracker.snapshot().mounts[0].queued == 1);
+
+    let text = said(|| assert_idle(&tracker));
+
+    let counts = "the kernel has 0 waiting, of 2 callers, 1 parked";
+    assert!(text.contains(counts), "{text}");
+    stall.go_on();
+    kernel.reply(first).unwrap();
+    kernel.reply(second).unwrap();
+    assert_idle(&tracker);
 }

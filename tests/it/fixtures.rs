@@ -11,7 +11,7 @@ use std::{
 use inflight::testing::{Output, Shell, run};
 use tempfile::TempDir;
 
-use crate::stage::skipped;
+use crate::{mounted::PLANT, stage::skipped};
 
 /// Of each test, by INFLIGHT_TEST_DEADLINE.
 const DEADLINE: Duration = Duration::from_secs(4);
@@ -204,6 +204,69 @@ fn a_daemon_that_ignores_term_fails_its_test_and_is_killed() {
 }
 
 #[test]
+fn an_exit_that_hangs_is_no_way_to_hang() {
+    fails_everywhere(
+        "an_exit_that_hangs",
+        &["HUNG: test an_exit_that_hangs ", "import", "rows"],
+    );
+}
+
+#[test]
+fn the_tests_that_end_with_one_that_hangs_are_named() {
+    if skipped() {
+        return;
+    }
+    let both =
+        "cargo test --offline --locked --test hangs -- a_stuck_op a_deadlock --test-threads=2";
+
+    let ran = fail(both, "");
+
+    let text = ran.text();
+    assert!(!ran.hung, "{text}");
+    let named = |case: &str| {
+        let hung = text.contains(&format!("HUNG: test {case} "));
+        hung || text.contains(&format!("under a guard too: test {case} "))
+    };
+    assert!(
+        named("a_stuck_op") && named("a_deadlock_across_processes"),
+        "{text}"
+    );
+    ran.assert_nothing_is_left();
+}
+
+#[test]
+fn nextest_kills_a_test_without_a_guard_that_ignores_term() {
+    let quick = "cargo nextest run --offline --locked --profile quick --run-ignored all --test hangs -E 'test(=CASE)'";
+
+    let ran = fail(quick, "without_a_guard");
+
+    let text = ran.text();
+    assert!(!ran.hung, "{text}");
+    assert!(
+        text.contains("TIMEOUT") && text.contains("without_a_guard"),
+        "{text}"
+    );
+    ran.assert_nothing_is_left();
+}
+
+#[test]
+fn no_inherited_shell_hook_runs_in_a_command() {
+    if skipped() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let hook = dir.path().join("hook");
+    fs::write(&hook, "exit 9\n").unwrap();
+    let script = format!(
+        "{CLEAN}; exec env BASH_ENV={} 'BASH_FUNC_cat%%=() {{ exit 9; }}' {}",
+        hook.display(),
+        healthy().display()
+    );
+
+    run(Shell::new(script).deadline(FAILED)).unwrap();
+}
+
+#[test]
 #[ignore = "takes about a minute"]
 fn healthy_tests_pass_two_hundred_times_in_a_row() {
     if skipped() {
@@ -212,5 +275,30 @@ fn healthy_tests_pass_two_hundred_times_in_a_row() {
     let healthy = healthy();
     for _ in 0..RUNS {
         run(Shell::new(format!("{CLEAN}; {}", healthy.display())).deadline(FAILED)).unwrap();
+    }
+}
+
+#[test]
+fn a_hang_planted_in_a_test_of_our_own_ends_the_suite() {
+    if skipped() {
+        return;
+    }
+    let own = std::env::current_exe().unwrap();
+    let script = format!(
+        "{CLEAN}; exec {} --exact mounted::hangs_if_told_to",
+        own.display()
+    );
+    let script = Shell::new(script)
+        .env(PLANT, "1")
+        .env("INFLIGHT_TEST_DEADLINE", "4s")
+        .deadline(FAILED);
+
+    let error = run(script).expect_err("it passed");
+
+    let text = error.to_string();
+    assert!(!error.hung(), "{text}");
+    assert_eq!(error.status().unwrap().code(), Some(101), "{text}");
+    for expected in ["HUNG: test mounted::hangs_if_told_to ", "read ", "served["] {
+        assert!(text.contains(expected), "no {expected}: {text}");
     }
 }

@@ -4,6 +4,7 @@
 mod assertions;
 mod bad_input;
 mod context;
+mod daemons;
 mod debug_server;
 mod evidence;
 mod fixtures;
@@ -41,6 +42,7 @@ mod shelley_tools;
 mod shelley_walk;
 mod snapshot_json;
 mod stage;
+mod stalls;
 mod story;
 mod story_variants;
 mod tidy;

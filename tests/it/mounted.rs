@@ -1,20 +1,19 @@
 //! A mount for a test: served by a child process, touched by child processes only, and gone whatever happens.
 //!
 //! The daemon is this very test binary, started once more. It is told what to hold up on its stdin and
-//! says on its stdout what has begun, so that tests force an order instead of waiting for one.
+//! says in turn what has begun, so that tests force an order instead of waiting for one.
 
 use std::{
     collections::{HashMap, HashSet},
     ffi::OsStr,
     fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     os::unix::{ffi::OsStrExt, process::CommandExt},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicU64, Ordering::SeqCst},
-        mpsc::{Receiver, RecvTimeoutError, channel},
     },
     thread,
     time::{Duration, Instant, SystemTime},
@@ -30,6 +29,8 @@ use inflight::{
             ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
         },
     },
+    machine,
+    testing::{Daemon, Watch, watch},
 };
 use tempfile::TempDir;
 
@@ -42,7 +43,13 @@ const DIAG_DEADLINE: Duration = Duration::from_secs(5);
 /// So many ops are looked at to see how many are parked.
 const SAMPLED: usize = 200;
 
+/// Longer than all deadlines of a test, one after the other, on a machine that does much else.
+const GUARD: Duration = Duration::from_secs(240);
+
 const SPEC: &str = "INFLIGHT_TEST_MOUNT";
+
+/// Has a test hang, for another to see that it ends all the same.
+pub(crate) const PLANT: &str = "INFLIGHT_TEST_PLANT";
 
 /// How a mount is to be served.
 #[derive(Clone, Copy, Default)]
@@ -57,12 +64,11 @@ pub(crate) struct Spec {
 
 /// A mount and the process that serves it.
 pub(crate) struct Mounted {
-    dir: TempDir,
-    daemon: Child,
-    stdin: ChildStdin,
-    said: Receiver<String>,
+    // Ended before its directory is removed.
+    daemon: Daemon,
     backlog: Vec<String>,
-    connection: u64,
+    dir: TempDir,
+    _watch: Watch,
 }
 
 /// A program that may hang; ended with all its children when it is dropped.
@@ -70,6 +76,15 @@ pub(crate) struct Client {
     child: Child,
     // Read all along: a full pipe would hang it.
     out: Option<thread::JoinHandle<String>>,
+}
+
+/// Guards the test that calls it: whatever hangs in it in spite of all deadlines does not hang the others for ever.
+pub(crate) fn guard() -> Watch {
+    let guard = watch(&Tracker::new("test"));
+    match std::env::var_os("INFLIGHT_TEST_DEADLINE") {
+        Some(_) => guard,
+        None => guard.deadline(GUARD),
+    }
 }
 
 /// Whether mount tests are to be left out. Without /dev/fuse they fail, unless somebody said so.
@@ -102,6 +117,7 @@ impl Mounted {
             Path::new("/dev/fuse").exists(),
             "there is no /dev/fuse; INFLIGHT_SKIP_FUSE=1 leaves these tests out"
         );
+        let guard = guard();
         let dir = tempfile::Builder::new().prefix("it-").tempdir().unwrap();
         let mnt = dir.path().join("mnt");
         fs::create_dir(&mnt).unwrap();
@@ -112,44 +128,20 @@ impl Mounted {
         ];
         let flags: Vec<&str> = flags.map(|flag| if flag { "1" } else { "0" }).to_vec();
         let told = format!("{}:{}:{}", spec.slots, flags.join(":"), mnt.display());
-        let mut daemon = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "mounted::serves_a_mount_if_told_to",
-                "--nocapture",
-            ])
-            .arg("--test-threads=1")
+        let mut daemon = Command::new(std::env::current_exe().unwrap());
+        daemon
+            .args(["--exact", "mounted::serves_a_mount_if_told_to"])
+            .args(["--nocapture", "--test-threads=1"])
             .env(SPEC, told)
             .env("INFLIGHT_DIR", dir.path().join("inflight"))
-            .env_remove("INFLIGHT")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        let stdin = daemon.stdin.take().unwrap();
-        let stdout = BufReader::new(daemon.stdout.take().unwrap());
-        let (say, said) = channel();
-        thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                // libtest writes its own lines to the same place, and does not end them.
-                if let Some((_, line)) = line.split_once('@')
-                    && say.send(line.to_owned()).is_err()
-                {
-                    return;
-                }
-            }
-        });
-        let mut mounted = Self {
-            dir,
-            daemon,
-            stdin,
-            said,
+            .env_remove("INFLIGHT");
+        let daemon = Daemon::builder(daemon).mounts_at(&mnt).stops_at_eof();
+        let mounted = Self {
+            daemon: daemon.start().unwrap(),
             backlog: Vec::new(),
-            connection: 0,
+            dir,
+            _watch: guard,
         };
-        mounted.wait_for("mounted");
-        mounted.connection = connection_of(&mounted.path("")).unwrap();
         let fusectl = Path::new("/sys/fs/fuse/connections");
         if fs::read_dir(fusectl).is_ok_and(|mut entries| entries.next().is_none()) {
             let mut mount = Command::new("mount");
@@ -173,8 +165,9 @@ impl Mounted {
 
     /// Tells the daemon: `hold OP`, `free OP`, `panic OP`, `stats`, `unmount`.
     pub(crate) fn tell(&mut self, what: &str) {
-        writeln!(self.stdin, "{what}").unwrap();
-        self.stdin.flush().unwrap();
+        let stdin = self.daemon.stdin().unwrap();
+        writeln!(stdin, "{what}").unwrap();
+        stdin.flush().unwrap();
     }
 
     pub(crate) fn hold(&mut self, op: &str) {
@@ -195,17 +188,9 @@ impl Mounted {
                 return self.backlog.remove(at)[begin.len()..].trim().to_owned();
             }
             let left = until.saturating_duration_since(Instant::now());
-            match self.said.recv_timeout(left) {
+            match self.daemon.line(left) {
                 Ok(line) => self.backlog.push(line),
-                Err(RecvTimeoutError::Timeout) => {
-                    panic!("the daemon did not say {begin:?}, but {:?}", self.backlog)
-                }
-                Err(RecvTimeoutError::Disconnected) => {
-                    panic!(
-                        "the daemon ended before it said {begin:?}: {:?}",
-                        self.backlog
-                    )
-                }
+                Err(error) => panic!("no {begin:?}, but {:?}: {error}", self.backlog),
             }
         }
     }
@@ -263,9 +248,8 @@ impl Mounted {
 
     /// Requests that the kernel counts as not answered.
     pub(crate) fn kernel_waiting(&self) -> u64 {
-        let path = format!("/sys/fs/fuse/connections/{}/waiting", self.connection);
-        let text = fs::read_to_string(path).unwrap_or_default();
-        text.trim().parse().unwrap_or(0)
+        let connection = self.daemon.connection().unwrap();
+        machine::kernel_waiting(connection).unwrap_or(0)
     }
 
     pub(crate) fn wait_for_kernel(&self, waiting: u64) {
@@ -278,50 +262,19 @@ impl Mounted {
     }
 
     pub(crate) fn abort(&self) {
-        abort(self.pid(), &self.path(""), self.connection);
+        self.daemon.abort();
     }
 
     /// Kills the daemon, and waits until it has ended.
     pub(crate) fn kill(&mut self) -> bool {
-        self.daemon.kill().unwrap();
-        let until = Instant::now() + DEADLINE;
-        while Instant::now() < until {
-            if self.daemon.try_wait().unwrap().is_some() {
-                return true;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        false
+        self.daemon.kill().is_ok()
     }
 }
 
 impl Drop for Mounted {
+    // Whoever is stuck in it is freed first: then it ends by itself.
     fn drop(&mut self) {
         self.abort();
-        let mut umount = Command::new("umount");
-        umount.arg("-l").arg(self.path("")).stderr(Stdio::null());
-        // What is no mount any more is as it should be.
-        let _ = umount.status();
-        self.tell_quietly("end");
-        let until = Instant::now() + Duration::from_secs(8);
-        while matches!(self.daemon.try_wait(), Ok(None)) {
-            if Instant::now() > until {
-                let _ = self.daemon.kill();
-                let _ = self.daemon.try_wait();
-                if !thread::panicking() {
-                    panic!("the daemon {} did not end by itself", self.pid());
-                }
-                return;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Mounted {
-    fn tell_quietly(&mut self, what: &str) {
-        let _ = writeln!(self.stdin, "{what}");
-        let _ = self.stdin.flush();
     }
 }
 
@@ -409,20 +362,6 @@ pub(crate) fn connection_of(mount: &Path) -> Option<u64> {
     fields[2].split(':').nth(1)?.parse().ok()
 }
 
-/// Fails all requests of a connection, if it still is the one of this process or is mounted there: once it is gone,
-/// the next mount of anybody gets its number.
-pub(crate) fn abort(pid: u32, mount: &Path, connection: u64) {
-    let number = format!("fuse_connection:\t{connection}\n");
-    let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter();
-    let mut descriptors = descriptors.flatten().flatten();
-    let serves = descriptors
-        .any(|fd| fs::read_to_string(fd.path()).is_ok_and(|info| info.contains(&number)));
-    if serves || connection_of(mount) == Some(connection) {
-        // It may be gone by now.
-        let _ = fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1");
-    }
-}
-
 /// The file system: directories `d..`, else files, whatever is asked for; names with `no` are not there.
 #[derive(Clone)]
 struct Served(Arc<Inner>);
@@ -451,10 +390,7 @@ const NOW: Duration = Duration::ZERO;
 const KEPT: Duration = Duration::from_secs(3600);
 
 fn say(line: &str) {
-    let mut out = std::io::stdout().lock();
-    // The other end is gone with the test.
-    let _ = writeln!(out, "@{line}");
-    let _ = out.flush();
+    Daemon::say(line);
 }
 
 impl Served {
@@ -728,7 +664,6 @@ fn serves_a_mount_if_told_to() {
                 let ended = mount.take().map(|mount| mount.umount_and_join());
                 say(&format!("unmounted {ended:?}"));
             }
-            "end" => break,
             line => served.told(line),
         }
     }
@@ -743,4 +678,19 @@ fn mount_tests_are_skipped_only_when_somebody_says_so() {
     assert!(is_skipped(Some(OsStr::new("1"))));
     assert!(!is_skipped(Some(OsStr::new("0"))));
     assert!(!is_skipped(None));
+}
+
+/// What a mistake in a test of ours may come to: it waits for a client, and that for an answer, for ever.
+#[test]
+fn hangs_if_told_to() {
+    if std::env::var_os(PLANT).is_none() {
+        return;
+    }
+    let Some(mut mounted) = Mounted::new() else {
+        return;
+    };
+    mounted.hold("read");
+    let mut client = mounted.client("exec cat $M/f1");
+
+    client.child.wait().unwrap();
 }

@@ -17,29 +17,29 @@ use inflight::{
     Report,
     report::PeerFailed,
     snapshot::{Filter, LiveOp},
+    testing::{Daemon, Watch},
 };
 use tempfile::TempDir;
 
 use crate::{
-    mounted::{abort, connection_of},
+    mounted::guard,
     rig_roles::{Changes, File, ROLE, Role},
-    stage::{DEADLINE, cat, inflight, run_dir, skipped, stop, until},
+    stage::{DEADLINE, cat, inflight, run_dir, skipped, until},
 };
 
 /// Everything that was started, ended when it is dropped, however it hangs.
 pub(crate) struct Rig {
-    dir: TempDir,
     arrivals: Receiver<(String, UnixStream)>,
     early: Vec<(String, UnixStream)>,
-    // The mounts go first: whoever is stuck in one is freed by that.
     processes: Vec<Actor>,
+    dir: TempDir,
+    _watch: Watch,
 }
 
 pub(crate) struct Actor {
-    child: Child,
+    daemon: Daemon,
     /// Where it can be reached, or is mounted.
     at: String,
-    connection: Option<u64>,
 }
 
 /// A program that may hang in a mount; killed when it is dropped, which the end of the rig lets it notice.
@@ -55,6 +55,7 @@ impl Rig {
         if skipped() {
             return None;
         }
+        let guard = guard();
         let dir = tempfile::Builder::new().prefix("rig-").tempdir().unwrap();
         let gate = UnixListener::bind(dir.path().join("gates")).unwrap();
         let (arrived, arrivals) = channel();
@@ -73,10 +74,11 @@ impl Rig {
             }
         });
         Some(Self {
-            dir,
             arrivals,
             early: Vec::new(),
             processes: Vec::new(),
+            dir,
+            _watch: guard,
         })
     }
 
@@ -84,20 +86,20 @@ impl Rig {
         let gates = self.dir.path().join("gates");
         let name = name.to_owned();
         let run_dir = self.run_dir();
-        self.start(&[], &run_dir, &Role::Server { name, gates })
+        self.start(&[], &run_dir, None, &Role::Server { name, gates })
     }
 
     /// A server that another program starts, with its socket elsewhere.
     pub(crate) fn server_in(&mut self, starter: &[&str], run_dir: &Path) -> Id {
         let gates = self.dir.path().join("gates");
         let name = "server".to_owned();
-        self.start(starter, run_dir, &Role::Server { name, gates })
+        self.start(starter, run_dir, None, &Role::Server { name, gates })
     }
 
     pub(crate) fn proxy(&mut self, to: Id, how: Changes) -> Id {
         let to = self.at(to).to_owned();
         let run_dir = self.run_dir();
-        self.start(&[], &run_dir, &Role::Proxy { to, how })
+        self.start(&[], &run_dir, None, &Role::Proxy { to, how })
     }
 
     /// Mounts a file system at [`path`](Self::path)`(name)`.
@@ -127,45 +129,32 @@ impl Rig {
             files,
         };
         let run_dir = self.run_dir();
-        let id = self.start(starter, &run_dir, &role);
-        let actor = &mut self.processes[id.0];
-        actor.at = mount.display().to_string();
-        actor.connection = connection_of(&mount);
-        id
+        self.start(starter, &run_dir, Some(&mount), &role)
     }
 
-    fn start(&mut self, starter: &[&str], run_dir: &Path, role: &Role) -> Id {
+    fn start(&mut self, starter: &[&str], run_dir: &Path, mount: Option<&Path>, role: &Role) -> Id {
         let own = std::env::current_exe().unwrap();
         let mut program = starter.iter().map(OsStr::new).chain([own.as_os_str()]);
-        let mut child = Command::new(program.next().unwrap())
+        let mut command = Command::new(program.next().unwrap());
+        command
             .args(program)
             .args(["--exact", "rig_roles::plays_its_role_if_told_to"])
             .args(["--nocapture", "--test-threads=1"])
             .env(ROLE, serde_json::to_string(role).unwrap())
             .env("INFLIGHT_DIR", run_dir)
             .env_remove("INFLIGHT")
-            .env_remove("INFLIGHT_PEERS")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (say, said) = channel();
-        thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                if let Some((_, line)) = line.split_once('@') {
-                    let _ = say.send(line.to_owned());
-                }
-            }
-        });
-        self.processes.push(Actor {
-            child,
-            at: String::new(),
-            connection: None,
-        });
-        let at = said.recv_timeout(DEADLINE);
-        let actor = self.processes.last_mut().unwrap();
-        actor.at = at.unwrap_or_else(|e| panic!("{role:?} did not start: {e}"));
+            .env_remove("INFLIGHT_PEERS");
+        let daemon = Daemon::builder(command).stops_at_eof();
+        let daemon = match mount {
+            Some(mount) => daemon.mounts_at(mount),
+            None => daemon,
+        };
+        let daemon = daemon.start().unwrap();
+        let at = match mount {
+            Some(mount) => mount.display().to_string(),
+            None => daemon.url().to_owned(),
+        };
+        self.processes.push(Actor { daemon, at });
         Id(self.processes.len() - 1)
     }
 
@@ -178,7 +167,7 @@ impl Rig {
     }
 
     pub(crate) fn pid(&self, id: Id) -> u32 {
-        self.processes[id.0].child.id()
+        self.processes[id.0].daemon.id()
     }
 
     pub(crate) fn at(&self, id: Id) -> &str {
@@ -186,7 +175,7 @@ impl Rig {
     }
 
     pub(crate) fn connection(&self, id: Id) -> u64 {
-        self.processes[id.0].connection.unwrap()
+        self.processes[id.0].daemon.connection().unwrap()
     }
 
     /// The request that has a server take these steps.
@@ -240,7 +229,7 @@ impl Rig {
     pub(crate) fn report(&self, files: Id) -> Report {
         let text = cat(&Path::new(self.at(files)).join(".diag.json"));
         let mut report: Report = serde_json::from_str(&text).unwrap();
-        let ours: Vec<u32> = self.processes.iter().map(|it| it.child.id()).collect();
+        let ours: Vec<u32> = self.processes.iter().map(|it| it.daemon.id()).collect();
         report.peers.retain(|peer| ours.contains(&peer.process.pid));
         // One of another test that is just ending does not answer.
         let run_dir = self.run_dir();
@@ -263,29 +252,14 @@ impl Rig {
     }
 
     pub(crate) fn kill(&mut self, id: Id) {
-        let child = &mut self.processes[id.0].child;
-        child.kill().unwrap();
-        stop(child);
+        self.processes[id.0].daemon.kill().unwrap();
     }
 }
 
 impl Drop for Rig {
+    // Whoever is stuck in a mount is freed before anybody is told to end.
     fn drop(&mut self) {
-        for actor in &mut self.processes {
-            let Some(connection) = actor.connection else {
-                continue;
-            };
-            abort(actor.child.id(), Path::new(&actor.at), connection);
-            let mut umount = Command::new("umount");
-            umount.arg("-l").arg(&actor.at).stderr(Stdio::null());
-            if let Ok(mut umount) = umount.spawn() {
-                stop(&mut umount);
-            }
-        }
-        for actor in &mut self.processes {
-            let _ = actor.child.kill();
-            stop(&mut actor.child);
-        }
+        self.processes.iter().for_each(|actor| actor.daemon.abort());
     }
 }
 

@@ -28,6 +28,7 @@ use inflight::{
     fuse::{self, fuser},
     http::ServerLayer,
     resource::Resource,
+    testing::Daemon,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{runtime::Runtime, sync};
@@ -98,7 +99,7 @@ fn plays_its_role_if_told_to() {
         Role::Proxy { to, how } => {
             let proxy = Arc::new((to, how));
             let app = Router::new().fallback(pass_on).with_state(proxy);
-            say(&listen(&runtime, app));
+            Daemon::say(&listen(&runtime, app));
         }
         Role::Files {
             name,
@@ -118,11 +119,11 @@ fn plays_its_role_if_told_to() {
             };
             let mut config = Config::default();
             config.n_threads = Some(slots);
-            let _mount = fuse::spawn_mount(files, &mount, &config, &tracker).unwrap();
-            say("mounted");
+            let served = fuse::spawn_mount(files, &mount, &config, &tracker).unwrap();
+            Daemon::say("mounted");
             wait_for_eof();
-            // What is stuck must not be waited for: the test has aborted the connection.
-            std::process::exit(0);
+            // What is stuck must not be waited for: whoever started this unmounts it.
+            std::mem::forget(served);
         }
     }
     wait_for_eof();
@@ -131,13 +132,6 @@ fn plays_its_role_if_told_to() {
 
 fn wait_for_eof() {
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
-}
-
-// libtest writes its own lines to the same place, and does not end them.
-fn say(line: &str) {
-    let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "@{line}").unwrap();
-    stdout.flush().unwrap();
 }
 
 fn listen(runtime: &Runtime, app: Router) -> String {
@@ -180,7 +174,7 @@ fn serve(runtime: &Runtime, name: &str, gates: PathBuf) {
         .route("/{name}", get(work))
         .layer(ServerLayer::new(&tracker))
         .with_state(Arc::new(server));
-    say(&listen(runtime, app));
+    Daemon::say(&listen(runtime, app));
 }
 
 async fn work(State(server): State<Arc<Server>>, RawQuery(query): RawQuery) -> StatusCode {

@@ -316,7 +316,7 @@ fn sigterm_unmounts_though_the_server_is_silent() {
             .success()
     );
 
-    let status = until(|| stage.mount.0.try_wait().unwrap());
+    let status = stage.mount.0.ended(DEADLINE).unwrap();
     assert!(status.success(), "{status}");
     assert_ne!(shell.join().unwrap().0, 0);
     let list = std::fs::read_to_string("/proc/self/mountinfo").unwrap();

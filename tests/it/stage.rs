@@ -11,9 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use inflight::snapshot::LiveOp;
-use inflight::{Kind, Snapshot};
+use inflight::{
+    Kind, Snapshot,
+    snapshot::LiveOp,
+    testing::{self, Watch},
+};
 use tempfile::TempDir;
+
+use crate::mounted::guard;
 
 /// Frees a test that hangs; nothing is judged by it.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -23,7 +28,9 @@ pub(crate) struct Stage {
     pub(crate) mount: Daemon,
     pub(crate) server: Daemon,
     pub(crate) arrivals: Receiver<(String, UnixStream)>,
+    // Removed when nothing is mounted in it any more, or its removal could hang.
     dir: TempDir,
+    _watch: Watch,
 }
 
 impl Stage {
@@ -55,6 +62,7 @@ impl Stage {
         if skipped() {
             return None;
         }
+        let guard = guard();
         let dir = tempfile::Builder::new()
             .prefix("inflight-")
             .tempdir()
@@ -91,6 +99,7 @@ impl Stage {
             server,
             arrivals,
             dir,
+            _watch: guard,
         })
     }
 
@@ -99,7 +108,7 @@ impl Stage {
     }
 
     pub(crate) fn address(&self) -> &str {
-        self.server.1.strip_prefix("serving http://").unwrap()
+        self.server.url().strip_prefix("http://").unwrap()
     }
 
     /// Waits for the server to stand at a gate, where it stays until the stream is dropped.
@@ -176,53 +185,36 @@ pub(crate) fn cat(file: &Path) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-impl Drop for Stage {
-    // The directory is removed next: nothing may be mounted in it then, or its removal could hang.
-    fn drop(&mut self) {
-        self.mount.end();
-        let mnt = self.mnt();
-        let mounted = format!(" {} ", mnt.display());
-        if fs::read_to_string("/proc/self/mountinfo").is_ok_and(|list| list.contains(&mounted))
-            && let Ok(mut umount) = Command::new("umount").arg("-l").arg(mnt).spawn()
-        {
-            stop(&mut umount);
-        }
-    }
-}
-
 /// One of the two, with what it said when it was up; stopped when dropped, and a mount with it.
-pub(crate) struct Daemon(pub(crate) Child, String);
+pub(crate) struct Daemon(pub(crate) testing::Daemon, String);
 
 impl Daemon {
     pub(crate) fn start(dir: &Path, command: &mut Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+        // `sh -c` has them in one argument.
+        let words = command
+            .get_args()
+            .flat_map(|word| word.to_str().unwrap().split(' '));
+        let words: Vec<&str> = words.collect();
+        let mount = words.iter().position(|word| *word == "mount");
+        let mut taken = Command::new(command.get_program());
+        taken
+            .args(command.get_args())
             .env("INFLIGHT_DIR", run_dir(dir))
-            .env_remove("INFLIGHT_PEERS")
-            .spawn()
-            .unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let (said, line) = channel();
-        thread::spawn(move || {
-            let mut line = String::new();
-            let _ = stdout.read_line(&mut line);
-            let _ = said.send(line.trim().to_owned());
-        });
-        match line.recv_timeout(DEADLINE) {
-            Ok(line) if !line.is_empty() => Self(child, line),
-            said => {
-                drop(Self(child, String::new()));
-                panic!("{command:?} did not start: {said:?}");
-            }
-        }
+            .env_remove("INFLIGHT_PEERS");
+        let daemon = testing::Daemon::builder(taken).stops_at_eof();
+        let (begin, daemon) = match mount {
+            Some(at) => ("mounted ", daemon.mounts_at(words[at + 1])),
+            None => ("serving ", daemon),
+        };
+        let daemon = daemon.ready_line(begin).start().unwrap();
+        let said = daemon.said();
+        let line = said.lines().find(|line| line.starts_with(begin));
+        Self(daemon, line.unwrap().to_owned())
     }
-}
 
-impl Daemon {
     /// Where it serves, by its first line `serving URL`.
     pub(crate) fn url(&self) -> &str {
-        self.1.strip_prefix("serving ").unwrap()
+        self.0.url()
     }
 
     /// What it said when it was up.
@@ -231,14 +223,7 @@ impl Daemon {
     }
 
     pub(crate) fn end(&mut self) {
-        drop(self.0.stdin.take());
-        stop(&mut self.0);
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.end();
+        self.0.stop().unwrap();
     }
 }
 
