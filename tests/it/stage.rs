@@ -11,8 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use inflight::snapshot::LiveOp;
-use inflight::{Kind, Snapshot};
+use inflight::snapshot::{Filter, LiveOp};
+use inflight::{Kind, Report, Snapshot};
 use tempfile::TempDir;
 
 /// Frees a test that hangs; nothing is judged by it.
@@ -128,6 +128,21 @@ impl Stage {
 
     pub(crate) fn diag(&self, name: &str) -> String {
         cat(&self.mnt().join(name))
+    }
+
+    /// What the mount says of its own two processes: other tests have hangs of their own meanwhile.
+    pub(crate) fn report(&self) -> Report {
+        let mut report: Report = serde_json::from_str(&self.diag(".diag.json")).unwrap();
+        let ours = [self.server.0.id(), self.mount.0.id()];
+        let run_dir = run_dir(self.dir.path());
+        report.peers.retain(|peer| ours.contains(&peer.process.pid));
+        report
+            .peers_failed
+            .retain(|failed| Path::new(&failed.address).starts_with(&run_dir));
+        report
+            .listeners
+            .retain(|listener| listener.peer == self.address());
+        report.filtered(&Filter::default())
     }
 
     pub(crate) fn snapshot(&self, daemon: &Daemon) -> Snapshot {
