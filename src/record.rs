@@ -675,7 +675,7 @@ mod tests {
     };
     use crate::{
         clock::Stamp,
-        id::{Context, OpId, TraceId},
+        id::{OpId, TraceId},
         snapshot::{Kind, LiveOp, Outcome},
     };
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use inflight::{
-    Kind, Snapshot, Tracker, http::ServerLayer, otel::Exporter, resource::Resource,
+    Kind, Tracker, http::ServerLayer, otel::Exporter, report::Verdict, resource::Resource,
     snapshot::LiveOp,
 };
 use opentelemetry_proto::tonic::{common::v1::KeyValue, trace::v1::Span};
@@ -265,15 +265,12 @@ fn the_readdir_of_the_hang_links_to_the_request_whose_thread_made_it() {
     let send = stage.mnt().join("conversation/1b9b/send");
     let mut shell = Hung::start(&format!("echo hello > {}", send.display()));
     let report = until(|| {
-        let report: serde_json::Value = serde_json::from_str(&stage.diag(".diag.json")).unwrap();
-        (report["verdict"] == "deadlock").then_some(report)
+        let report = stage.report();
+        (report.verdict() == &Verdict::Deadlock).then_some(report)
     });
-    let here: Snapshot = serde_json::from_value(report["local"].clone()).unwrap();
-    let peers: Vec<Snapshot> = serde_json::from_value(report["peers"].clone()).unwrap();
-    let is_server = |peer: &&Snapshot| peer.process.pid == stage.server.0.id();
-    let there = peers.iter().find(is_server).unwrap();
-    let flush = only(&here, Kind::Fuse, "flush");
-    let readdir = only(&here, Kind::Fuse, "readdir");
+    let (here, there) = (&report.local, &report.peers[0]);
+    let flush = only(here, Kind::Fuse, "flush");
+    let readdir = only(here, Kind::Fuse, "readdir");
     let post = only(there, Kind::HttpServer, "POST");
 
     // The client gives up after some seconds, which ends the hang.

@@ -83,16 +83,21 @@ impl Receiver {
         self.got.state.lock().unwrap()
     }
 
-    pub(crate) fn wait_for(
+    pub(crate) fn wait_for(&self, is_there: impl FnMut(&Taken) -> bool) -> MutexGuard<'_, Taken> {
+        self.wait_within(DEADLINE, is_there)
+    }
+
+    pub(crate) fn wait_within(
         &self,
+        time: Duration,
         mut is_there: impl FnMut(&Taken) -> bool,
     ) -> MutexGuard<'_, Taken> {
         let waited = self
             .got
             .changed
-            .wait_timeout_while(self.taken(), DEADLINE, |taken| !is_there(taken));
+            .wait_timeout_while(self.taken(), time, |taken| !is_there(taken));
         let (taken, timeout) = waited.unwrap();
-        assert!(!timeout.timed_out(), "{:#?}", taken.spans);
+        assert!(!timeout.timed_out(), "{} spans", taken.spans.len());
         taken
     }
 }

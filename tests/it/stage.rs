@@ -12,8 +12,8 @@ use std::{
 };
 
 use inflight::{
-    Kind, Snapshot,
-    snapshot::LiveOp,
+    Kind, Report, Snapshot,
+    snapshot::{Filter, LiveOp},
     testing::{self, Watch},
 };
 use tempfile::TempDir;
@@ -137,6 +137,21 @@ impl Stage {
 
     pub(crate) fn diag(&self, name: &str) -> String {
         cat(&self.mnt().join(name))
+    }
+
+    /// What the mount says of its own two processes: other tests have hangs of their own meanwhile.
+    pub(crate) fn report(&self) -> Report {
+        let mut report: Report = serde_json::from_str(&self.diag(".diag.json")).unwrap();
+        let ours = [self.server.0.id(), self.mount.0.id()];
+        let run_dir = run_dir(self.dir.path());
+        report.peers.retain(|peer| ours.contains(&peer.process.pid));
+        report
+            .peers_failed
+            .retain(|failed| Path::new(&failed.address).starts_with(&run_dir));
+        report
+            .listeners
+            .retain(|listener| listener.peer == self.address());
+        report.filtered(&Filter::default())
     }
 
     pub(crate) fn snapshot(&self, daemon: &Daemon) -> Snapshot {

@@ -9,9 +9,8 @@ use std::{
     process::{Command, Stdio},
 };
 
+use inflight::Kind;
 use inflight::snapshot::{LiveOp, On};
-use inflight::{Kind, Snapshot};
-use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::stage::{DEADLINE, Hung, Stage, awaited, example, only, output, skipped, until};
@@ -30,8 +29,7 @@ fn the_hang_is_shown_from_both_sides_with_the_same_ids() {
     stage.arrival("list");
 
     let text = until(|| Some(stage.diag(".diag")).filter(|text| text.starts_with("DEADLOCK")));
-    let report: Value = serde_json::from_str(&stage.diag(".diag.json")).unwrap();
-    let here: Snapshot = serde_json::from_value(report["local"].clone()).unwrap();
+    let here = stage.report().local;
     let server = stage.snapshot(&stage.server);
 
     // The daemon's side: two FUSE ops, and the request each waits for.

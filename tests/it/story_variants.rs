@@ -23,10 +23,6 @@ fn send(stage: &Stage) -> Hung {
     Hung::start(&format!("echo hello > {}", send.display()))
 }
 
-fn report(stage: &Stage) -> Report {
-    serde_json::from_str(&stage.diag(".diag.json")).unwrap()
-}
-
 /// Kind and name of the members of the first circle, in some order.
 fn members(report: &Report) -> Vec<(Kind, String)> {
     let snapshots = || std::iter::once(&report.local).chain(&report.peers);
@@ -71,7 +67,7 @@ fn the_lock_held_over_the_walk_is_a_deadlock_of_exactly_four() {
     stage.arrival("locked");
     stage.arrival("list");
 
-    let report = until(|| Some(report(&stage)).filter(|it| it.verdict() == &Verdict::Deadlock));
+    let report = until(|| Some(stage.report()).filter(|it| it.verdict() == &Verdict::Deadlock));
 
     assert_eq!(
         members(&report),
@@ -139,7 +135,7 @@ fn the_first_reader_of_an_old_hang_gets_the_answer_at_once() {
     for first in [
         |stage: &Stage| stage.diag(".diag"),
         |stage: &Stage| String::from_utf8(stage.inflight(&[]).stdout).unwrap(),
-        |stage: &Stage| report(stage).to_string(),
+        |stage: &Stage| stage.report().to_string(),
     ] {
         let Some(stage) = Stage::set(&NAIVE, &[]) else {
             return;
@@ -187,7 +183,7 @@ fn one_slot_is_enough_for_a_deadlock_without_a_lock_and_the_flush_is_a_member() 
     };
     let mut shell = send(&stage);
 
-    let report = until(|| Some(report(&stage)).filter(|it| it.verdict() == &Verdict::Deadlock));
+    let report = until(|| Some(stage.report()).filter(|it| it.verdict() == &Verdict::Deadlock));
 
     let members = members(&report);
     for member in [
@@ -247,11 +243,14 @@ fn a_server_without_a_tracker_is_a_likely_deadlock_that_names_its_process() {
     let mut shell = send(&stage);
 
     let report = until(|| {
-        Some(report(&stage)).filter(|report| report.verdict() == &Verdict::LikelyDeadlock)
+        Some(stage.report()).filter(|report| report.verdict() == &Verdict::LikelyDeadlock)
     });
 
     // What is called python3 may be a script that starts it.
-    let server = report.listeners[0].pid;
+    let [listener] = report.listeners.as_slice() else {
+        panic!("{:?}", report.listeners)
+    };
+    let server = listener.pid;
     let stat = std::fs::read_to_string(format!("/proc/{server}/stat")).unwrap();
     let parent = stat.rsplit(')').next().unwrap().split_whitespace().nth(1);
     let started = stage.server.0.id();
@@ -295,7 +294,7 @@ fn a_server_that_was_stopped_is_named_with_its_state() {
 
     // The call is two seconds old at least: that is enough to be called stuck, if one wants to.
     let report = until(|| {
-        let report = report(&stage).stuck_after(Duration::from_secs(2));
+        let report = stage.report().stuck_after(Duration::from_secs(2));
         Some(report).filter(|report| report.verdict() == &Verdict::Stuck)
     });
     signal(server, Signal::CONT);
