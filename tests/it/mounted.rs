@@ -20,7 +20,7 @@ use std::{
 };
 
 use inflight::{
-    Op, Tracker,
+    Op, State, Tracker,
     fuse::{
         self, Options,
         fuser::{
@@ -651,12 +651,17 @@ fn serves_a_mount_if_told_to() {
             "sample" => {
                 let tracker = tracker.clone();
                 thread::spawn(move || {
-                    let (mut parked, mut ops) = (0, 0);
-                    while ops < SAMPLED {
-                        let snapshot = tracker.snapshot();
-                        ops += snapshot.ops.len();
-                        parked += snapshot.mounts.iter().map(|m| m.queued).sum::<u64>();
+                    // Each once, however long it was held up by whoever else wants a processor.
+                    let (mut ops, mut parked) = (HashSet::new(), HashSet::new());
+                    while ops.len() < SAMPLED {
+                        for op in tracker.snapshot().ops {
+                            if op.state == State::Queued {
+                                parked.insert(op.id);
+                            }
+                            ops.insert(op.id);
+                        }
                     }
+                    let (ops, parked) = (ops.len(), parked.len());
                     say(&format!("sampled {ops} {parked}"));
                 });
             }

@@ -179,7 +179,7 @@ fn a_delay_of_the_environment_is_added_to_each_reply() {
 
     let id = server.begin("hello");
 
-    assert_eq!(one(&server, &id)["conversation"]["working"], true);
+    until(|| (one(&server, &id)["conversation"]["working"] == true).then_some(()));
     server.post(&format!("/api/conversation/{id}/cancel"), "");
     assert_eq!(types(&settled(&server, &id)).len(), 3);
 }
