@@ -175,6 +175,6 @@ mod tests {
 
         drop(cat.stdin.take());
         cat.wait().unwrap();
-        assert_eq!(run.processes(), []);
+        assert!(run.processes().is_empty());
     }
 }
