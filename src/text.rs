@@ -165,7 +165,8 @@ pub(crate) fn visible(text: &str) -> String {
 
 // Nearly every name: to look first costs a third of what it saves.
 fn is_harmless(text: &str) -> bool {
-    is_plain(text) && !text.contains(':')
+    let is_harmless = |byte| matches!(byte, b' '..=b'~') && byte != b':';
+    text.len() <= MAX_TEXT && text.bytes().all(is_harmless)
 }
 
 fn is_plain(text: &str) -> bool {

@@ -132,7 +132,7 @@ impl Tracker {
         live.sort_by_key(|(begun, id, _)| (*begun, *id));
         let in_flight = live.len();
         let ended = begun.saturating_sub(in_flight as u64);
-        live.retain(|(begun, _, record)| filter.keeps(&record.kind, now.since(*begun)));
+        live.retain(|(begun, _, record)| filter.keeps(record.kind, now.since(*begun)));
         live.truncate(filter.most());
 
         let describe_at =
@@ -209,7 +209,7 @@ impl Tracker {
             Parent::Root | Parent::Remote(..) => None,
         };
         let mut waiter = None;
-        let recorded = self.shared.insert(now, start, |id| {
+        let recorded = self.shared.insert(now, &mut start, |id| {
             let root = || (self.shared.new_trace(id), None, None, None);
             let (trace, trace_flags, parent, parent_from) = match parent {
                 Parent::Remote(context, from, flags) => {
@@ -245,7 +245,7 @@ impl Tracker {
         }
         // A call is waited for by the op that is current when it begins; of a task that is not known.
         if let Some(waiter) = waiter
-            && record.kind == Kind::HttpClient
+            && *record.kind == Kind::HttpClient
         {
             record.waited_by(now, waiter);
         }

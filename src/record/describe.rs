@@ -4,7 +4,7 @@ use std::{mem, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use smallvec::SmallVec;
 
-use super::{Detail, Inner, Record, Runner, Step, Target, Waiting, WaitsFor};
+use super::{Detail, Inner, Record, Step, Target, Waiting, WaitsFor};
 use crate::{
     clock::Stamp,
     id::OpId,
@@ -21,7 +21,7 @@ impl Record {
         let mut inner = self.lock().clone();
         let since = |stamp: Stamp| millis(now.since(stamp));
         let progress = now.since(Stamp(self.progress.load(Relaxed)));
-        let mut runners: SmallVec<[Runner; 4]> = inner.runners.clone().into_iter().collect();
+        let mut runners = mem::take(&mut inner.runners);
         runners.sort_by_key(|runner| (runner.since, runner.tid));
         // A thread that entered the op twice is one thread, since its first entry.
         let mut threads: Vec<Thread> = Vec::with_capacity(runners.len());
@@ -64,7 +64,7 @@ impl Record {
                 http = Some(Http {
                     peer: match (peer, &inner.target) {
                         (Some(peer), _) => Some(peer.to_string()),
-                        (None, Target::Url(url)) if self.kind == Kind::HttpClient => {
+                        (None, Target::Url(url)) if *self.kind == Kind::HttpClient => {
                             text::host_and_port(url)
                         }
                         (None, _) => None,
@@ -94,7 +94,7 @@ impl Record {
             id: self.id,
             trace_id: self.trace(),
             parent_id: self.parent,
-            parent_from: self.parent_from.clone(),
+            parent_from: self.parent_from.cloned(),
             kind: self.kind.clone(),
             name: text::clean(&self.name),
             target: match mem::take(&mut inner.target) {
