@@ -2,6 +2,8 @@
 
 use std::{fmt::Display, str::FromStr, time::Duration};
 
+use reqwest::Url;
+
 const MOST_THREADS: usize = 512;
 
 /// What is left of it.
@@ -22,6 +24,15 @@ impl Args {
         }
         self.0.remove(at);
         Ok(Some(self.0.remove(at)))
+    }
+
+    /// Where something answers over plain HTTP.
+    pub(crate) fn url(&mut self, name: &str) -> Result<Option<String>, String> {
+        let is_url = |url: &String| Url::parse(url).is_ok_and(|url| url.scheme() == "http");
+        match self.value(name)? {
+            Some(url) if !is_url(&url) => Err(format!("{name} {url}: not http://HOST:PORT")),
+            url => Ok(url),
+        }
     }
 
     pub(crate) fn parsed<T: FromStr<Err: Display>>(

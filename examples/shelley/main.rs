@@ -46,7 +46,6 @@ mod walk;
 use std::{path::PathBuf, process::ExitCode, sync::OnceLock, time::Duration};
 
 use inflight::{Tracker, otel::Exporter};
-use reqwest::Url;
 use tokio::runtime::{Builder, Runtime};
 
 use self::args::Args;
@@ -123,12 +122,7 @@ fn serve(mut args: Args) -> Result<(), String> {
 }
 
 fn mount(mut args: Args) -> Result<(), String> {
-    let server = args.value("--server")?.ok_or("mount needs --server URL")?;
-    if !Url::parse(&server).is_ok_and(|url| url.scheme() == "http") {
-        return Err(format!(
-            "--server {server}: not a URL as http://127.0.0.1:9999"
-        ));
-    }
+    let server = args.url("--server")?.ok_or("mount needs --server URL")?;
     let cwd: Option<PathBuf> = args.parsed("--cwd")?;
     let slots = args.threads("--slots", 1)?;
     let inline = args.flag("--inline");
@@ -183,12 +177,16 @@ fn mount(mut args: Args) -> Result<(), String> {
 static OTLP: OnceLock<String> = OnceLock::new();
 
 fn otlp(args: &mut Args) -> Result<(), String> {
-    args.value("--otlp")?.map(|url| OTLP.set(url));
+    args.url("--otlp")?.map(|url| OTLP.set(url));
     Ok(())
 }
 
 fn spans(tracker: &Tracker) -> Option<Exporter> {
-    Some(Exporter::builder(tracker).endpoint(OTLP.get()?).start())
+    let exporter = Exporter::builder(tracker).endpoint(OTLP.get()?).start();
+    if let Some(why) = exporter.problem() {
+        eprintln!("shelley: sends no spans: {why}");
+    }
+    Some(exporter)
 }
 
 fn runtime(threads: usize) -> Result<Runtime, String> {

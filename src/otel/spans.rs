@@ -11,12 +11,13 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use rustix::time::{ClockId, clock_gettime};
+use serde::Serialize;
 
 use crate::{
     clock::Stamp,
     id::{Context, OpId, TraceId},
     record::{Bar, Record},
-    snapshot::{Http, Kind, LiveOp, Outcome, Snapshot},
+    snapshot::{Http, Kind, LiveOp, Outcome, Resource, Snapshot},
 };
 
 // Apart in the counter that ids are mixed from: far from each other, and from those of ops.
@@ -88,11 +89,10 @@ pub(super) fn ended(record: &Record, clock: Clock, link: Option<Context>) -> Vec
     }
     let waits: Vec<&Bar> = bars.iter().filter(|bar| bar.is_wait).collect();
     if !waits.is_empty() {
-        let names = waits.iter().map(|bar| StringValue::from(bar.name.clone()));
-        let names = Array::String(names.collect());
+        let names = strings(waits.iter().map(|bar| bar.name.to_string()));
         let lasted = waits.iter().map(|bar| bar.until.since(bar.from));
         let lasted = lasted.map(crate::snapshot::millis).collect();
-        attributes.push(KeyValue::new("inflight.waited_for", Value::Array(names)));
+        attributes.push(KeyValue::new("inflight.waited_for", names));
         let lasted = Value::Array(Array::F64(lasted));
         attributes.push(KeyValue::new("inflight.waited_ms", lasted));
     }
@@ -131,30 +131,7 @@ pub(super) fn partial(partial: &Partial<'_>, clock: Clock) -> SpanData {
     let path = op.phase.path.join(" > ");
     attributes.push(KeyValue::new("inflight.phase", path));
     attributes.push(KeyValue::new("inflight.phase.age_ms", op.phase.age_ms));
-    let resources = &partial.snapshot.resources;
-    if let Some(wait) = &op.phase.wait {
-        let on = serde_json::to_value(&wait.on).unwrap_or_default();
-        let on = on.as_str().unwrap_or_default().to_owned();
-        attributes.push(KeyValue::new("inflight.wait.on", on));
-        let ops = wait.ops.iter().map(|op| StringValue::from(op.to_string()));
-        let ops = Value::Array(Array::String(ops.collect()));
-        attributes.push(KeyValue::new("inflight.wait.ops", ops));
-        let waited = wait.resource.as_ref();
-        let waited = waited.and_then(|id| resources.iter().find(|resource| &resource.id == id));
-        if let Some(resource) = waited {
-            let name = resource.name.clone();
-            attributes.push(KeyValue::new("inflight.wait.resource", name));
-        }
-    }
-    let held = resources.iter().filter(|resource| {
-        let mut holders = resource.holders.iter();
-        holders.any(|holder| holder.op == Some(op.id))
-    });
-    let held: Vec<StringValue> = held.map(|resource| resource.name.clone().into()).collect();
-    if !held.is_empty() {
-        let held = Value::Array(Array::String(held));
-        attributes.push(KeyValue::new("inflight.holds", held));
-    }
+    attributes.extend(waits_and_holds(op, &partial.snapshot.resources));
     let idle = crate::render::age(op.progress_ms);
     let id = derived(op.id, PARTIAL_IDS, u64::from(partial.sequence));
     SpanData {
@@ -172,6 +149,35 @@ pub(super) fn partial(partial: &Partial<'_>, clock: Clock) -> SpanData {
         status: Status::error(format!("stuck: no progress for {idle}")),
         instrumentation_scope: scope(),
     }
+}
+
+fn waits_and_holds(op: &LiveOp, resources: &[Resource]) -> Vec<KeyValue> {
+    let mut out = Vec::new();
+    if let Some(wait) = &op.phase.wait {
+        out.push(KeyValue::new("inflight.wait.on", word(&wait.on)));
+        let ops = wait.ops.iter().map(OpId::to_string);
+        out.push(KeyValue::new("inflight.wait.ops", strings(ops)));
+        let waited = wait.resource.as_ref();
+        let waited = waited.and_then(|id| resources.iter().find(|resource| &resource.id == id));
+        if let Some(resource) = waited {
+            let name = resource.name.clone();
+            out.push(KeyValue::new("inflight.wait.resource", name));
+        }
+    }
+    let is_held = |resource: &&Resource| {
+        let mut holders = resource.holders.iter();
+        holders.any(|holder| holder.op == Some(op.id))
+    };
+    let mut held = resources.iter().filter(is_held).peekable();
+    if held.peek().is_some() {
+        let names = held.map(|resource| resource.name.clone());
+        out.push(KeyValue::new("inflight.holds", strings(names)));
+    }
+    out
+}
+
+fn strings(of: impl Iterator<Item = String>) -> Value {
+    Value::Array(Array::String(of.map(StringValue::from).collect()))
 }
 
 // Each under the phase it was nested in, and within it.
@@ -218,7 +224,7 @@ fn phases(record: &Record, bars: &[Bar], clock: Clock, end: Stamp) -> Vec<SpanDa
 fn attributes(op: &LiveOp) -> Vec<KeyValue> {
     let mut out = vec![
         KeyValue::new("inflight.op.id", op.id.to_string()),
-        KeyValue::new("inflight.kind", kind_word(&op.kind)),
+        KeyValue::new("inflight.kind", word(&op.kind)),
     ];
     match &op.http {
         Some(http) => http_attributes(op, http, &mut out),
@@ -308,15 +314,9 @@ fn kind(op: &LiveOp) -> SpanKind {
     }
 }
 
-fn kind_word(kind: &Kind) -> String {
-    match serde_json::to_value(kind) {
-        Ok(serde_json::Value::String(word)) => word,
-        _ => String::new(),
-    }
-}
-
-fn word(outcome: &Outcome) -> String {
-    match serde_json::to_value(outcome) {
+/// The word that stands for it in the schema.
+fn word(of: &impl Serialize) -> String {
+    match serde_json::to_value(of) {
         Ok(serde_json::Value::String(word)) => word,
         _ => String::new(),
     }

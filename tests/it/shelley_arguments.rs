@@ -62,11 +62,15 @@ fn what_makes_no_sense_is_refused_by_its_name() {
             format!("serve --listen {taken}"),
             "cannot serve: Address already in use",
         ),
+        (
+            "serve --otlp ftp://here".to_owned(),
+            "--otlp ftp://here: not http://",
+        ),
         ("mount /proc".to_owned(), "mount needs --server URL"),
         (format!("mount {over}"), "mount needs a directory"),
         (
             "mount /proc --server here".to_owned(),
-            "--server here: not a URL",
+            "--server here: not http://",
         ),
         (
             format!("mount /no/where {over}"),
@@ -89,6 +93,24 @@ fn what_makes_no_sense_is_refused_by_its_name() {
         assert!(complaint.starts_with("shelley: "), "{complaint}");
         assert!(complaint.contains(why), "{arguments}: {complaint}");
     }
+}
+
+#[test]
+fn that_no_spans_can_be_sent_is_said() {
+    let ran = Command::new(example())
+        .args("serve --stop-at-eof --otlp http://127.0.0.1:9".split(' '))
+        .env("OTEL_SDK_DISABLED", "true")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let output = output(ran.unwrap(), DEADLINE);
+
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        "shelley: sends no spans: OTEL_SDK_DISABLED=true\n"
+    );
+    assert!(output.status.success());
 }
 
 #[test]
