@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     panic::Location,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -33,6 +33,8 @@ pub(super) struct Guarded {
     pub(super) began: Instant,
     pub(super) deadline: Mutex<Duration>,
     pub(super) tracker: Tracker,
+    /// Its deadline is near, and the process ends.
+    pub(super) is_over: AtomicBool,
 }
 
 /// A directory that the daemons of one test share: their sockets, and what they say. Removed with the last of them.

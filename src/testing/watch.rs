@@ -4,6 +4,7 @@ use std::{
     panic::Location,
     sync::{
         Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
         mpsc::{self, RecvTimeoutError, Sender},
     },
     thread,
@@ -76,6 +77,7 @@ pub fn watch(tracker: &Tracker) -> Watch {
         began: Instant::now(),
         deadline: Mutex::new(deadline()),
         tracker: tracker.clone(),
+        is_over: AtomicBool::new(false),
     });
     let (told, changed) = mpsc::channel();
     let thread = thread::Builder::new().name("inflight-watch".to_owned());
@@ -128,6 +130,10 @@ impl Drop for Watch {
 
 impl Drop for Armed {
     fn drop(&mut self) {
+        // A test that goes on only since what it hung in was failed has not passed: the process ends, as it said.
+        while self.guarded.is_over.load(SeqCst) {
+            thread::park();
+        }
         registry::disarm(&self.guarded);
     }
 }
@@ -156,6 +162,7 @@ impl Guarded {
 
     // Whatever of it hangs is left behind: the process ends.
     fn end(self: &Arc<Self>) {
+        self.is_over.store(true, SeqCst);
         let _for_ever = ENDING.lock().unwrap_or_else(PoisonError::into_inner);
         let step = || Instant::now() + STEP;
         let this = Arc::clone(self);
