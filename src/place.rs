@@ -85,6 +85,7 @@ impl Place {
     }
 
     /// Whether it is another one.
+    #[cfg(feature = "fuse")]
     pub(crate) fn is_strangers(&self) -> bool {
         let Ok(mounts) = mountinfo::read() else {
             return true;

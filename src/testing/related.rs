@@ -29,8 +29,10 @@ pub(super) fn keep(mut report: Report, directories: &[PathBuf]) -> Report {
     let mounts = snapshots(&report).flat_map(|snapshot| &snapshot.mounts);
     let mounts: HashSet<String> = mounts.map(|mount| mount.path.clone()).collect();
     // Who waits for mounts of others is none of this test's.
-    let is_here = |mount: &Option<String>| mount.as_ref().is_none_or(|it| mounts.contains(it));
-    report.held_up.retain(|held_up| is_here(&held_up.mount));
+    report.held_up.retain(|held_up| match &held_up.mount {
+        Some(mount) => mounts.contains(mount),
+        None => is_descendant(held_up.pid),
+    });
     report.filtered(&Filter::new())
 }
 

@@ -55,7 +55,9 @@ pub struct Output {
 ///
 /// Its text has all of it: what the command wrote, the report, its threads and where they sleep, and what it has
 /// open on FUSE mounts.
-pub struct RunError {
+pub struct RunError(Box<Failure>);
+
+struct Failure {
     what: String,
     status: Option<ExitStatus>,
     hung: bool,
@@ -63,7 +65,7 @@ pub struct RunError {
     threads: Vec<Sleeper>,
     files: String,
     left: Vec<Sleeper>,
-    report: Box<Report>,
+    report: Report,
 }
 
 /// Runs a shell command to its end, at most for its deadline: `run("cat /mnt/s/file")?.stdout`.
@@ -119,7 +121,8 @@ impl Shell {
     fn run(&self) -> Result<Output, RunError> {
         let running = Running::start(self);
         let (mut group, files) = running.map_err(|error| {
-            RunError::new(format!("cannot be run: {error}"), Output::default(), self)
+            let what = format!("cannot be run: {error}");
+            RunError(Box::new(Failure::new(what, Output::default(), self)))
         })?;
         let ended = group.ended_within(self.deadline);
         let what = match &ended {
@@ -128,15 +131,15 @@ impl Shell {
             Ok(None) => format!("has not ended after {:.1} s", self.deadline.as_secs_f64()),
             Err(error) => format!("cannot be waited for: {error}"),
         };
-        let mut error = RunError::new(what, files.output(), self);
-        error.status = ended.ok().flatten();
-        error.hung = error.status.is_none();
-        error.threads = group.threads();
-        let mut pids: Vec<u32> = error.threads.iter().map(|thread| thread.pid).collect();
+        let mut failure = Failure::new(what, files.output(), self);
+        failure.status = ended.ok().flatten();
+        failure.hung = failure.status.is_none();
+        failure.threads = group.threads();
+        let mut pids: Vec<u32> = failure.threads.iter().map(|thread| thread.pid).collect();
         pids.dedup();
-        error.files = scene::open_files(pids);
-        error.left = group.end(LAST);
-        Err(error)
+        failure.files = scene::open_files(pids);
+        failure.left = group.end(LAST);
+        Err(RunError(Box::new(failure)))
     }
 }
 
@@ -202,7 +205,7 @@ impl Drop for Running {
     }
 }
 
-impl RunError {
+impl Failure {
     fn new(what: String, output: Output, shell: &Shell) -> Self {
         let report = scene::report(None, super::test_name::known().as_deref());
         Self {
@@ -213,64 +216,66 @@ impl RunError {
             threads: Vec::new(),
             files: String::new(),
             left: Vec::new(),
-            report: Box::new(scene::judged(report, shell.deadline)),
+            report: scene::judged(report, shell.deadline),
         }
     }
+}
 
+impl RunError {
     /// Whether it had not ended at its deadline.
     #[must_use]
     pub fn hung(&self) -> bool {
-        self.hung
+        self.0.hung
     }
 
     /// How it ended, if it ended by itself.
     #[must_use]
     pub fn status(&self) -> Option<ExitStatus> {
-        self.status
+        self.0.status
     }
 
     /// What it wrote.
     #[must_use]
     pub fn output(&self) -> &Output {
-        &self.output
+        &self.0.output
     }
 
     /// What was in flight when it failed.
     #[must_use]
     pub fn report(&self) -> &Report {
-        &self.report
+        &self.0.report
     }
 
     /// Its threads when it failed, and where they slept.
     #[must_use]
     pub fn threads(&self) -> &[Sleeper] {
-        &self.threads
+        &self.0.threads
     }
 
     /// Its threads that could not be killed.
     #[must_use]
     pub fn left(&self) -> &[Sleeper] {
-        &self.left
+        &self.0.left
     }
 }
 
 impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.what)?;
-        f.write_str(&scene::section("", &self.report.to_string()))?;
+        writeln!(f, "{}", self.0.what)?;
+        f.write_str(&scene::section("", &self.0.report.to_string()))?;
         let list = |threads: &[Sleeper]| -> String {
             let lines = threads.iter().map(|thread| format!("  {thread}\n"));
             lines.collect()
         };
         for (heading, text) in [
-            ("Its threads", list(&self.threads)),
-            ("It has open on FUSE mounts", self.files.clone()),
+            ("Its threads", list(&self.0.threads)),
+            ("It has open on FUSE mounts", self.0.files.clone()),
             (
                 "Left behind, since it cannot be killed now",
-                list(&self.left),
+                list(&self.0.left),
             ),
-            ("It wrote to stdout", self.output.stdout.clone()),
-            ("It wrote to stderr", self.output.stderr.clone()),
+            ("It wrote to stdout", self.0.output.stdout.clone()),
+            ("It wrote to stderr", self.0.output.stderr.clone()),
         ] {
             f.write_str(&scene::section(heading, &text))?;
         }
