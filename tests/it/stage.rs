@@ -214,6 +214,11 @@ impl Daemon {
         let mut taken = Command::new(command.get_program());
         taken
             .args(command.get_args())
+            .envs(
+                command
+                    .get_envs()
+                    .filter_map(|(name, value)| Some((name, value?))),
+            )
             .env("INFLIGHT_DIR", run_dir(dir))
             .env_remove("INFLIGHT_PEERS");
         let daemon = testing::Daemon::builder(taken).stops_at_eof();
