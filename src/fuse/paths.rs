@@ -11,6 +11,7 @@ use std::{
     },
 };
 
+use dashmap::DashMap;
 use smallvec::SmallVec;
 
 const ROOT: u64 = 1;
@@ -29,6 +30,9 @@ const MOST_FILES: usize = 64;
 pub(super) struct Paths {
     recent: [Recent; RECENT],
     known: Mutex<Known>,
+    // What an op on the inode was told to work on. Each op of a file system that says its paths looks here, from
+    // all slots at once.
+    told: DashMap<u64, Box<str>>,
     hasher: RandomState,
 }
 
@@ -49,8 +53,6 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Known {
     names: HashMap<u64, (u64, Box<[u8]>)>,
-    // What an op on the inode was told to work on.
-    told: HashMap<u64, Box<str>>,
     // By directory and hash of the name.
     inodes: HashMap<(u64, u64), u64>,
 }
@@ -60,6 +62,7 @@ impl Paths {
         Self {
             recent: std::array::from_fn(|_| Recent::default()),
             known: Mutex::new(Known::default()),
+            told: DashMap::new(),
             hasher: RandomState::new(),
         }
     }
@@ -100,22 +103,22 @@ impl Paths {
 
     /// The file system said what path an inode has.
     pub(super) fn told(&self, inode: u64, path: &str) {
-        let mut known = lock(&self.known);
-        if known.told.get(&inode).is_some_and(|told| **told == *path) {
+        let is_known = self.told.get(&inode).is_some_and(|told| **told == *path);
+        if is_known {
             return;
         }
-        if known.told.len() >= MOST_KNOWN {
-            known.told.clear();
+        if self.told.len() >= MOST_KNOWN {
+            self.told.clear();
         }
-        known.told.insert(inode, path.into());
+        self.told.insert(inode, path.into());
     }
 
     /// An entry is removed, renamed or replaced.
     pub(super) fn dropped(&self, parent: u64, name: &[u8]) {
         let key = (parent, self.hasher.hash_one(name));
-        let mut known = lock(&self.known);
         // Which of these are below the entry is not known.
-        known.told.clear();
+        self.told.clear();
+        let mut known = lock(&self.known);
         if let Some(inode) = known.inodes.remove(&key) {
             known.names.remove(&inode);
         }
@@ -123,8 +126,8 @@ impl Paths {
 
     /// The kernel knows the inode no more.
     pub(super) fn forgotten(&self, inode: u64) {
+        self.told.remove(&inode);
         let mut known = lock(&self.known);
-        known.told.remove(&inode);
         if let Some((parent, name)) = known.names.remove(&inode) {
             known.inodes.remove(&(parent, self.hasher.hash_one(&*name)));
         }
@@ -132,10 +135,10 @@ impl Paths {
 
     /// The path of an inode within the mount, if all of it is known.
     pub(super) fn of(&self, inode: u64) -> Option<Vec<u8>> {
-        let known = lock(&self.known);
-        if let Some(told) = known.told.get(&inode) {
+        if let Some(told) = self.told.get(&inode) {
             return Some(told.as_bytes().to_vec());
         }
+        let known = lock(&self.known);
         let mut names: Vec<&[u8]> = Vec::new();
         let mut at = inode;
         while at != ROOT {
