@@ -39,7 +39,7 @@
 //! counts instead of recording. `INFLIGHT=off` in the environment turns it off. No report shows
 //! passwords, query values, header values or bodies.
 
-#[cfg(any(feature = "fuse", feature = "testing"))]
+#[cfg(any(feature = "debug", feature = "fuse"))]
 mod bounded;
 mod clock;
 pub mod context;

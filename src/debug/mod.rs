@@ -24,6 +24,7 @@ mod directory;
 mod peers;
 mod router;
 mod server;
+mod sources;
 
 pub use self::{
     directory::looked_in,

@@ -21,12 +21,12 @@ use tokio::{
 use super::directory;
 use crate::{
     report::{PeerFailed, Report, seen_from_inside},
-    snapshot::{Filter, Snapshot},
+    snapshot::Snapshot,
     tracker::Tracker,
 };
 
 /// For all peers together.
-const DEADLINE: Duration = Duration::from_millis(300);
+pub(super) const DEADLINE: Duration = Duration::from_millis(300);
 
 /// No snapshot is larger.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
@@ -55,7 +55,7 @@ struct Asked {
 
 /// What the sockets of other users, which this one may not ask, come to.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Denied {
+pub(super) enum Denied {
     /// A line among what is not known: on a machine of many users there are always some.
     Counted,
     /// As many answers that are missing: whoever looks at the whole machine has not seen it.
@@ -99,58 +99,7 @@ impl Report {
             .unwrap_or_else(|_| Err("it panicked".to_owned()))
     }
 
-    /// Reports what the processes on the other side of these sources do, as they see it.
-    ///
-    /// A source is a process id, the path of a debug socket, the URL of a report, or the path of a FUSE
-    /// mount, which is compared as text. One that nobody stands behind is among [`peers_failed`](Self::peers_failed).
-    #[must_use]
-    pub fn collect_from(tracker: &Tracker, sources: &[String]) -> Self {
-        if sources.is_empty() {
-            // Whoever looks at the whole machine wants to see those, too, that no report tells of.
-            let urls = tracker.peers().to_vec();
-            return Self::collect_where(tracker, urls, &[], Denied::Failed, |_| true)
-                .with_evidence(true);
-        }
-        let is_mount = |source: &String| source.starts_with('/') && !source.ends_with(".sock");
-        let mounts: Vec<&String> = sources.iter().filter(|source| is_mount(source)).collect();
-        let is_named = |socket: &Path| {
-            let name = socket.file_stem().unwrap_or_default().to_string_lossy();
-            let pid = name.split('-').next().unwrap_or_default();
-            let mut sources = sources.iter();
-            sources.any(|source| source == pid || Path::new(source) == socket)
-        };
-        let urls = sources.iter().filter(|source| is_url(source)).cloned();
-        let urls = urls.collect();
-        let mut report = Self::collect_where(tracker, urls, &[], Denied::Failed, |socket| {
-            !mounts.is_empty() || is_named(socket)
-        })
-        .with_evidence(true);
-        for source in sources.iter().filter(|source| !is_url(source)) {
-            let is_there = match is_mount(source) {
-                true => {
-                    let mut snapshots = report.snapshots();
-                    snapshots.any(|s| s.mounts.iter().any(|mount| mount.path == *source))
-                }
-                false => {
-                    let mut peers = report.peers.iter();
-                    let of_pid = peers.any(|peer| peer.process.pid.to_string() == *source);
-                    of_pid || (source.ends_with(".sock") && !report.peers.is_empty())
-                }
-            };
-            if !is_there {
-                report.peers_failed.push(PeerFailed {
-                    address: crate::text::visible(source),
-                    why: "no process that serves a report is behind it".to_owned(),
-                });
-            }
-        }
-        match mounts.as_slice() {
-            [mount] if sources.len() == 1 => report.about_mount(mount),
-            _ => report.filtered(&Filter::new()),
-        }
-    }
-
-    fn collect_where(
+    pub(super) fn collect_where(
         tracker: &Tracker,
         urls: Vec<String>,
         dirs: &[PathBuf],
@@ -305,10 +254,6 @@ async fn ask_url(url: String) -> Answer {
         address: shown,
         why,
     })
-}
-
-fn is_url(source: &str) -> bool {
-    source.contains("://")
 }
 
 // What to call the host, where it is, and the path of its report.

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     mounted::{Client, Mounted, until},
-    stage::output,
+    stage::{Stage, output, skipped, stop},
 };
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -157,6 +157,63 @@ fn a_source_narrows_the_report_and_one_that_is_not_there_is_named() {
         "{why}"
     );
     assert!(why.contains("Looked for PID.sock in\n"), "{why}");
+}
+
+#[test]
+fn a_mount_whose_process_has_no_socket_to_be_found_is_asked_by_its_diag() {
+    let Some(stage) = Stage::set(&["--walk", "repaired"], &[]) else {
+        return;
+    };
+    let mnt = stage.mnt().display().to_string();
+
+    let output = inflight(&["--json", &mnt]);
+    let check = inflight(&["check", &mnt]);
+
+    let report: Report = serde_json::from_slice(&output.stdout).unwrap();
+    let pids: Vec<u32> = report.peers.iter().map(|peer| peer.process.pid).collect();
+    assert!(pids.contains(&stage.mount.0.id()), "{report}");
+    assert_eq!(check.status.code(), Some(0), "{}", out(&check));
+}
+
+/// Mounts a file system that reads none of its requests.
+const SILENT: &str = r#"
+import os, subprocess, sys
+fd = os.open("/dev/fuse", os.O_RDWR)
+options = f"fd={fd},rootmode=40000,user_id=0,group_id=0"
+mount = ["mount", "-i", "-t", "fuse", "-o", options, "none", sys.argv[1]]
+subprocess.run(mount, pass_fds=[fd], check=True)
+print("up", flush=True)
+sys.stdin.read()
+subprocess.run(["umount", "-l", sys.argv[1]])
+"#;
+
+#[test]
+fn a_mount_that_answers_nothing_is_given_up() {
+    if skipped() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut python = Command::new("python3");
+    let silent = python.args(["-c", SILENT]).arg(dir.path());
+    let silent = silent.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut silent = silent.spawn().unwrap();
+    let mut up = String::new();
+    let mut stdout = BufReader::new(silent.stdout.take().unwrap());
+    stdout.read_line(&mut up).unwrap();
+    assert_eq!(up.trim(), "up");
+
+    let output = inflight(&[&dir.path().display().to_string()]);
+    let all = inflight(&[]);
+
+    drop(silent.stdin.take());
+    stop(&mut silent);
+    // With others to tell of there is a report, without there is none.
+    let said = out(&output).replace("\n        ", " ") + &err(&output);
+    let why =
+        "no process with a debug socket serves it, and .diag.json was not answered within 300 ms";
+    assert!(said.contains(why), "{said}");
+    assert!(!said.starts_with("OK"), "{said}");
+    assert!(all.status.success(), "{}", err(&all));
 }
 
 #[test]
