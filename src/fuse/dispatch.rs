@@ -20,11 +20,12 @@ use crate::{
 /// A GETATTR of the root waits so long for the one before it, and is then answered from memory.
 pub(super) const ROOT_PATIENCE: Duration = Duration::from_millis(10);
 
-/// Between two looks of the reader that stands by.
-const LOOK: Duration = Duration::from_millis(10);
+/// Between two looks of the reader that stands by. Two and the report stay below 20 ms: 18.8 ms measured,
+/// where 10 ms each gave 21.7.
+const LOOK: Duration = Duration::from_millis(8);
 
 // As many looks in a row that find no slot free are a second: ops end, but `.diag` would wait in line.
-const FULL_LOOKS: u32 = 100;
+const FULL_LOOKS: u32 = 125;
 
 // After as many looks that find nothing begun, the reader sleeps until an op begins.
 const IDLE_LOOKS: u32 = 100;

@@ -43,7 +43,7 @@ impl Tracker {
             },
             parent: Parent::Current,
         });
-        op.phase(CONNECTING_OR_AWAITING);
+        super::begin_in(&op, CONNECTING_OR_AWAITING);
         Call {
             op,
             tracker: self.clone(),

@@ -143,11 +143,11 @@ where
             headers::remove(&mut parts.headers);
         }
         let upload = Upload::new(&op).filter(|_| M::COUNTED);
-        op.phase(if upload.is_some() {
-            CONNECTING
-        } else {
-            CONNECTING_OR_AWAITING
-        });
+        let phase = match upload {
+            Some(_) => CONNECTING,
+            None => CONNECTING_OR_AWAITING,
+        };
+        super::begin_in(&op, phase);
         let body = M::wrap(body, Counter::sent(upload.as_ref()));
         let mut exchange = Some(Exchange::new(op, Side::Client(upload), &parts.method));
         let request = Request::from_parts(parts, body);

@@ -1,7 +1,11 @@
 //! The headers that carry an op's ids to the process that serves it.
 
-use std::str::FromStr;
+use std::{
+    fmt::{Display, Write},
+    str::FromStr,
+};
 
+use bytes::BytesMut;
 use http::{
     HeaderMap,
     header::{HeaderName, HeaderValue},
@@ -16,6 +20,9 @@ use crate::{
 
 const INFLIGHT_OP: HeaderName = HeaderName::from_static(HEADER);
 const TRACE_PARENT: HeaderName = HeaderName::from_static(TRACEPARENT);
+
+// Either value is shorter.
+const LONGEST: usize = 64;
 
 /// Where the op of a request that came in hangs. Both headers are read: bad ones are counted.
 pub(super) fn parent(tracker: &Tracker, headers: &HeaderMap) -> Parent {
@@ -50,16 +57,12 @@ pub(super) fn add(tracker: &Tracker, op: &Op, headers: &mut HeaderMap, tracepare
     let (Some(context), Some(record)) = (op.context(), op.record()) else {
         return;
     };
-    insert(headers, INFLIGHT_OP, context.to_string());
+    insert(headers, INFLIGHT_OP, context);
     let exported = tracker.is_exported();
     if (traceparent || exported) && !headers.contains_key(&TRACE_PARENT) {
         // A trace that began here is sampled if its spans leave; what others decided stays so.
         let flags = record.trace_flags().unwrap_or(u8::from(exported));
-        insert(
-            headers,
-            TRACE_PARENT,
-            TraceParent { context, flags }.to_string(),
-        );
+        insert(headers, TRACE_PARENT, TraceParent { context, flags });
     }
 }
 
@@ -69,8 +72,12 @@ pub(super) fn remove(headers: &mut HeaderMap) {
 }
 
 // A full map is left as it is: `insert` would panic.
-fn insert(headers: &mut HeaderMap, name: HeaderName, value: String) {
-    if let Ok(value) = HeaderValue::try_from(value) {
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: impl Display) {
+    // A String that grows piece by piece is allocated three times, and copied once more.
+    let mut text = BytesMut::with_capacity(LONGEST);
+    if write!(text, "{value}").is_ok()
+        && let Ok(value) = HeaderValue::from_maybe_shared(text.freeze())
+    {
         let _ = headers.try_insert(name, value);
     }
 }

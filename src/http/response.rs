@@ -386,12 +386,9 @@ fn end(exchange: &mut Option<Exchange>, outcome: Outcome) {
 
 // RFC 9112, 6.3: Transfer-Encoding overrides Content-Length. Several that differ are no length.
 fn content_length(headers: &HeaderMap) -> Option<u64> {
-    if headers.contains_key(header::TRANSFER_ENCODING) {
-        return None;
-    }
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     let length = lengths.next()?;
-    if lengths.any(|other| other != length) {
+    if lengths.any(|other| other != length) || headers.contains_key(header::TRANSFER_ENCODING) {
         return None;
     }
     length.to_str().ok()?.trim().parse().ok()

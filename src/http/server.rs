@@ -82,7 +82,7 @@ impl<M> ServerLayer<M> {
             },
             parent: headers::parent(&self.tracker, request.headers()),
         });
-        op.phase("handler");
+        super::begin_in(&op, "handler");
         Some(Exchange::new(op, Side::Server, request.method()))
     }
 }
