@@ -87,7 +87,7 @@
 //! **3. Read the first two lines of the report.** `DEADLOCK` is said only on proof. The culprit holds something while it
 //! waits for what needs it: here a request that reads a file of the mount under its lock.
 //!
-//! **4. Follow the numbers.** [1] waits for [2], that for [3], and so on, back to [1]: which request each operation of the
+//! **4. Follow the numbers.** `[1]` waits for `[2]`, that for `[3]`, and so on, back to `[1]`: which request each operation of the
 //! file system waits for, who serves it and what it is doing, and who made each call. "Behind it" stands who only waits,
 //! such as the `cat` of the test. If the verdict is OK, nothing that is tracked hangs: then look at the threads, of which
 //! the one marked as the test sleeps where the kernel says.
