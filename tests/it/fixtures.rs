@@ -8,10 +8,16 @@ use std::{
     time::Duration,
 };
 
-use inflight::testing::{Output, Shell, run};
+use inflight::{
+    machine,
+    testing::{Output, Shell, Watch, run},
+};
 use tempfile::TempDir;
 
-use crate::{mounted::PLANT, stage::skipped};
+use crate::{
+    mounted::{PLANT, guard},
+    stage::skipped,
+};
 
 /// Of each test, by INFLIGHT_TEST_DEADLINE.
 const DEADLINE: Duration = Duration::from_secs(4);
@@ -71,6 +77,7 @@ struct Ran {
     code: Option<i32>,
     output: Output,
     temporary: TempDir,
+    _watch: Watch,
 }
 
 fn fail(runner: &str, case: &str) -> Ran {
@@ -80,12 +87,14 @@ fn fail(runner: &str, case: &str) -> Ran {
         .env("TMPDIR", temporary.path().display().to_string())
         .env("INFLIGHT_TEST_DEADLINE", format!("{}s", DEADLINE.as_secs()))
         .deadline(FAILED);
+    let guard = guard();
     let error = run(script).expect_err("it passed");
     Ran {
         hung: error.hung(),
         code: error.status().and_then(|status| status.code()),
         output: error.output().clone(),
         temporary,
+        _watch: guard,
     }
 }
 
@@ -105,6 +114,18 @@ impl Ran {
         assert!(processes.is_empty(), "{processes:?}\n{}", self.text());
         let sockets = sockets_in(dir);
         assert!(sockets.is_empty(), "{sockets:?}\n{}", self.text());
+    }
+}
+
+// The directory is removed next: what is mounted in it, if a test is rightly about to fail, would hang that.
+impl Drop for Ran {
+    fn drop(&mut self) {
+        for mount in machine::fuse_mounts() {
+            if Path::new(&mount.path).starts_with(self.temporary.path()) {
+                let _gone = machine::abort(mount.connection);
+                let _gone = run(format!("umount -l {}", mount.path));
+            }
+        }
     }
 }
 
