@@ -1,6 +1,7 @@
 //! The shape of the house: what a file begins with, how long it may be, and that data flows one way.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -208,4 +209,35 @@ fn every_feature_is_described_and_the_version_has_a_heading() {
     }
     let heading = format!("## {}", env!("CARGO_PKG_VERSION"));
     assert!(read("CHANGELOG.md").contains(&heading));
+}
+
+// Name and version of each package of a lock file.
+fn packages(lock: &str) -> BTreeSet<(String, String)> {
+    let path = root().join(lock);
+    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let packages = text.split("[[package]]").skip(1);
+    let field = |package: &str, name: &str| {
+        let mut lines = package.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "));
+        value.unwrap().trim_matches('"').to_owned()
+    };
+    packages
+        .map(|package| (field(package, "name"), field(package, "version")))
+        .collect()
+}
+
+// Built offline, they have what our own build has fetched.
+#[test]
+fn the_hanging_tests_are_built_with_our_versions_of_everything() {
+    let ours = packages("Cargo.lock");
+
+    let theirs = packages("tests/fixtures/Cargo.lock");
+
+    let mut others: Vec<_> = theirs.difference(&ours).collect();
+    others.retain(|(name, _)| name != "fixtures");
+    assert!(ours.len() > 100 && theirs.len() > 50);
+    assert!(
+        others.is_empty(),
+        "{others:?}: copy Cargo.lock to tests/fixtures/ and run cargo metadata there"
+    );
 }
