@@ -91,6 +91,20 @@ impl Child {
         }
     }
 
+    /// Says something, and waits for a line that begins so, past what the child says of its own accord.
+    pub(crate) fn ask_past(&mut self, what: &str, answer: &str) {
+        self.tell(what);
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.said.recv_timeout(left) {
+                Ok(line) if line.starts_with(answer) => return,
+                Ok(_) => {}
+                Err(why) => panic!("instead of {answer:?}: {why}"),
+            }
+        }
+    }
+
     pub(crate) fn ask(&mut self, what: &str, answer: &str) -> String {
         self.tell(what);
         self.expect(answer)

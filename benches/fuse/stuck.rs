@@ -205,7 +205,9 @@ impl Row {
     fn time(&self, served: &mut Served, callers: &mut [Child], reader: &mut Child) -> f64 {
         let mount = served.mount();
         let mount = mount.display();
-        served.child.ask(&format!("hold {}", self.held), "held");
+        // Ops that a sample has freed may say once more that they have begun.
+        let child = &mut served.child;
+        child.ask_past(&format!("hold {}", self.held), "held");
         let callers = &mut callers[..self.calls.len()];
         for (caller, call) in callers.iter_mut().zip(self.calls) {
             caller.tell(&format!("once {call} {mount}"));
@@ -236,7 +238,7 @@ impl Row {
             held => held,
         };
         let said = reader.ask(&format!("diag {shown} {mount}"), "diag");
-        served.child.ask("free", "freed");
+        served.child.ask_past("free", "freed");
         for caller in callers {
             caller.expect("once");
         }
