@@ -51,7 +51,8 @@ fn bench() -> ExitCode {
         "opentelemetry_sdk",
     ];
     let mut bench = Bench::start("http", &compared);
-    println!("Servers and clients are processes of their own, with one thread each for HTTP.\n");
+    println!("Servers and clients are processes of their own, with one thread each for HTTP.");
+    println!("`bodies` is a layer that wraps request and response bodies, and does nothing.\n");
     let dir = tempfile::Builder::new().prefix("bench-").tempdir();
     let dir = dir.expect("a directory");
     servers(&mut bench, &dir);
@@ -60,7 +61,7 @@ fn bench() -> ExitCode {
 }
 
 fn servers(bench: &mut Bench, dir: &TempDir) {
-    let subjects: Vec<_> = ["bare", "inflight", "tower-http", "otel"]
+    let subjects: Vec<_> = ["bare", "bodies", "inflight", "tower-http", "otel"]
         .iter()
         .map(|name| RefCell::new(Subject::serving(name, dir)))
         .collect();
@@ -224,7 +225,7 @@ impl Subject {
             "{}: {} answers, {recorded} recorded, {lost} of these lost",
             self.name, self.asked
         );
-        let is_bare = matches!(self.name, "bare" | "hyper");
+        let is_bare = matches!(self.name, "bare" | "bodies" | "hyper");
         assert!(
             is_bare || recorded >= self.asked,
             "{} did not record all",

@@ -13,13 +13,18 @@ use std::{
 use axum::{Router, body::Body, extract::Path, routing::get};
 use bytes::Bytes;
 use futures_util::stream;
+use http_body_util::{BodyExt, combinators::MapErr};
 use inflight::{Tracker, debug, http::ServerLayer, watchdog};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::{
     error::OTelSdkResult,
     trace::{SdkTracerProvider, SpanData, SpanExporter},
 };
-use tower_http::trace::TraceLayer;
+use tower::ServiceBuilder;
+use tower_http::{
+    map_request_body::MapRequestBodyLayer, map_response_body::MapResponseBodyLayer,
+    trace::TraceLayer,
+};
 use tracing::Subscriber;
 use tracing_subscriber::{
     Layer, Registry,
@@ -66,6 +71,11 @@ pub(crate) fn serve(by: &str) {
         .route("/streamed/{n}", get(streamed));
     let app = match by {
         "bare" => app,
+        "bodies" => app.layer(
+            ServiceBuilder::new()
+                .layer(MapRequestBodyLayer::new(same))
+                .layer(MapResponseBodyLayer::new(same)),
+        ),
         "inflight" => app.layer(ServerLayer::new(&tracker)),
         "tower-http" => {
             let subscriber = Registry::default().with(CountClosed);
@@ -114,6 +124,11 @@ pub(crate) fn serve(by: &str) {
         };
         say(&format!("recorded {recorded} {lost}"));
     }
+}
+
+// As little as a layer can do that wants to know when a body has ended.
+fn same(body: Body) -> MapErr<Body, fn(axum::Error) -> axum::Error> {
+    body.map_err(|error| error)
 }
 
 async fn streamed() -> Body {
