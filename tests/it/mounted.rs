@@ -226,15 +226,20 @@ impl Mounted {
 
     /// What `cat .diag` prints, if it is answered at all.
     pub(crate) fn diag(&self) -> String {
+        self.cat(".diag").0
+    }
+
+    /// The same, and the process that read it.
+    pub(crate) fn diag_and_reader(&self) -> (String, u32) {
         self.cat(".diag")
     }
 
     /// The same as data.
     pub(crate) fn report(&self) -> inflight::Report {
-        serde_json::from_str(&self.cat(".diag.json")).unwrap()
+        serde_json::from_str(&self.cat(".diag.json").0).unwrap()
     }
 
-    fn cat(&self, name: &str) -> String {
+    fn cat(&self, name: &str) -> (String, u32) {
         let mut cat = Command::new("cat");
         cat.arg(self.path(name));
         let mut client = self.run(cat);
@@ -243,7 +248,7 @@ impl Mounted {
         };
         let out = client.output();
         assert!(status.success(), "cat {name}: {status}");
-        out
+        (out, client.pid())
     }
 
     /// Requests that the kernel counts as not answered.
