@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashSet,
-    fs, io,
     sync::{Arc, atomic::Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
@@ -15,6 +14,7 @@ use super::{
 use crate::{
     clock::Stamp,
     live::Source,
+    machine,
     place::Place,
     record::Detail,
     snapshot::{LiveOp, Mount, On, Snapshot},
@@ -123,7 +123,7 @@ impl<F> Shared<F> {
                 }
             };
             // Those who wait for this very report do not count.
-            let kernel = kernel_waiting(connection)?.saturating_sub(self.diag.pending());
+            let kernel = machine::kernel_waiting(connection)?.saturating_sub(self.diag.pending());
             let now = kernel.cast_signed() - tracked.cast_signed();
             if now.abs() < difference.abs() {
                 difference = now;
@@ -186,11 +186,4 @@ impl Budget {
         self.left = self.left.checked_sub(1)?;
         (Instant::now() < self.until).then_some(())
     }
-}
-
-/// The kernel's own count of requests without an answer.
-fn kernel_waiting(connection: u64) -> Option<u64> {
-    let path = format!("/sys/fs/fuse/connections/{connection}/waiting");
-    let text: io::Result<String> = fs::read_to_string(path);
-    text.ok()?.trim().parse().ok()
 }
