@@ -12,6 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::thread::{CpuSet, sched_setaffinity};
+
 /// Who says nothing for so long hangs, and the bench has failed.
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -147,6 +149,15 @@ impl Drop for Child {
             self.end_within(Duration::from_millis(200));
         }
     }
+}
+
+/// Keeps this thread, and those it starts, on one processor: where two processes of a pair run is chance otherwise,
+/// and decides more than what is measured.
+pub(crate) fn stay_on(processor: usize) {
+    let mut only = CpuSet::new();
+    only.set(processor % thread::available_parallelism().map_or(1, usize::from));
+    // Not everybody may: then the numbers are noisier.
+    let _ = sched_setaffinity(None, &only);
 }
 
 /// A line for whoever started this process.

@@ -194,6 +194,13 @@ impl<'a> Group<'a> {
         self
     }
 
+    /// Takes so many times as many turns. Whoever shares a core with us comes and goes: many short turns bring the
+    /// subjects of a pair closer together than few long ones.
+    pub(crate) fn turns_times(mut self, factor: usize) -> Self {
+        self.turns *= factor;
+        self
+    }
+
     /// Lets the subjects take turns, and prints what they gave.
     pub(crate) fn run(mut self) -> Turns {
         let names = self.subjects.iter().map(|subject| subject.name.clone());

@@ -26,7 +26,11 @@ use tokio::{
 };
 use tower::{Service, ServiceBuilder, ServiceExt};
 
-use crate::{child::say, harness::quantile};
+use crate::{
+    ASKS_ON,
+    child::{say, stay_on},
+    harness::quantile,
+};
 
 /// Answers between two looks at the clock that count.
 const BATCH: u64 = 64;
@@ -45,6 +49,7 @@ struct Counted {
 
 /// A line each: an address, a path, how many connections, and for how many milliseconds.
 pub(crate) fn run(by: &str) {
+    stay_on(ASKS_ON);
     let tracker = Tracker::new("bench");
     let _rest = (by == "layered").then(|| (debug::serve(&tracker), watchdog::spawn(&tracker)));
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -22,6 +22,13 @@ const PATHS: [(&str, &str); 2] = [("small", "/small/7"), ("streamed", "/streamed
 
 const CONNECTIONS: [usize; 2] = [16, 256];
 
+/// A sample is short, and so many times as many are taken.
+const TURNS: usize = 5;
+
+/// The processors of either side.
+const SERVES_ON: usize = 0;
+const ASKS_ON: usize = 1;
+
 /// A process that serves or asks, with what was measured of it.
 struct Subject {
     name: &'static str,
@@ -73,7 +80,7 @@ fn servers(bench: &mut Bench, dir: &TempDir) {
                 continue;
             }
             let sample = sample(bench);
-            let mut group = bench.group(&title, Unit::PerSecond);
+            let mut group = bench.group(&title, Unit::PerSecond).turns_times(TURNS);
             for subject in &subjects {
                 let name = subject.borrow().name;
                 group = group.subject(name, || {
@@ -118,7 +125,7 @@ fn clients(bench: &mut Bench, dir: &TempDir) {
                 continue;
             }
             let sample = sample(bench);
-            let mut group = bench.group(&title, Unit::PerSecond);
+            let mut group = bench.group(&title, Unit::PerSecond).turns_times(TURNS);
             for subject in &subjects {
                 let name = subject.borrow().name;
                 let address = server.address.clone();
@@ -150,7 +157,7 @@ fn clients(bench: &mut Bench, dir: &TempDir) {
 }
 
 fn sample(bench: &Bench) -> Duration {
-    Duration::from_millis(if bench.is_quick() { 60 } else { 250 })
+    Duration::from_millis(if bench.is_quick() { 15 } else { 50 })
 }
 
 // Answers a second, and how many there were.

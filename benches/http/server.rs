@@ -32,7 +32,10 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::child::say;
+use crate::{
+    SERVES_ON,
+    child::{say, stay_on},
+};
 
 const CHUNKS: usize = 16;
 static CHUNK: [u8; 4096] = [b'x'; 4096];
@@ -99,6 +102,7 @@ pub(crate) fn serve(by: &str) {
     let _rest = (by == "inflight").then(|| (debug::serve(&tracker), watchdog::spawn(&tracker)));
     let by: Arc<str> = by.into();
     std::thread::spawn(move || {
+        stay_on(SERVES_ON);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();

@@ -1,6 +1,9 @@
 //! Does one thing so many times, for callgrind to count the instructions.
 
-use inflight::{FutureExt, Op, Tracker, resource::Resource};
+mod request;
+
+use inflight::{FutureExt, Op, Tracker, http::ServerLayer, resource::Resource};
+use request::{Bodies, requests, router};
 use std::{
     pin::pin,
     process::ExitCode,
@@ -46,6 +49,9 @@ fn main() -> ExitCode {
             let future = pin!(std::future::ready(()).in_op(&op));
             let _ = future.poll(&mut Context::from_waker(Waker::noop()));
         }),
+        "request-bare" => requests(times, router()),
+        "request-bodies" => requests(times, router().layer(Bodies)),
+        "request" => requests(times, router().layer(ServerLayer::new(&tracker))),
         "snapshot" => {
             let held: Vec<Op> = (0..times).map(|_| one()).collect();
             assert_eq!(tracker.snapshot().ops.len(), held.len() + 1);
