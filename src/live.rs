@@ -139,7 +139,7 @@ impl Shared {
     pub(crate) fn insert(
         &self,
         begun: Stamp,
-        start: &mut Start,
+        start: &mut Start<'_>,
         lineage: impl FnOnce(OpId) -> Lineage,
     ) -> Option<(Arc<Record>, &Arc<Shard>)> {
         if !self.enabled.load(Relaxed) {
@@ -303,8 +303,8 @@ impl Shard {
     }
 
     /// Ends an op that was begun here, once.
-    pub(crate) fn end(&self, record: &Arc<Record>, outcome: Outcome) {
-        if !record.end(Stamp::now(), outcome) {
+    pub(crate) fn end(&self, record: &Arc<Record>, now: Stamp, outcome: Outcome) {
+        if !record.end(now, outcome) {
             return;
         }
         let unknown = self.lock().end(record, self.ended.kept);
@@ -336,7 +336,7 @@ impl std::fmt::Debug for Shard {
 }
 
 impl Ops {
-    fn begin(&mut self, begun: Stamp, start: &mut Start, lineage: Lineage) -> Arc<Record> {
+    fn begin(&mut self, begun: Stamp, start: &mut Start<'_>, lineage: Lineage) -> Arc<Record> {
         let slot = self.vacant.pop().unwrap_or_else(|| {
             self.slots.push(None);
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)

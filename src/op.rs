@@ -43,6 +43,8 @@ pub struct WaitingFor {
 #[must_use = "dropped at once, the thread no longer works for the op"]
 pub struct Entered {
     token: u64,
+    // What the record said when it was entered.
+    is_first: bool,
     // Where there is no stack any more: the thread is being torn down.
     kept: Option<Op>,
     // The thread that entered is the one that leaves.
@@ -128,7 +130,9 @@ impl Op {
 
     /// Says what the op works on: a path, a URL.
     pub fn target(&self, target: impl Into<Cow<'static, str>>) {
-        self.set_target(|| Target::Text(text::bounded(target, text::MAX_TEXT)));
+        if let Some(record) = self.record() {
+            record.set_target(&Target::Text(text::bounded(target, text::MAX_TEXT)));
+        }
     }
 
     /// Says what went wrong; the op's outcome will be `failed`.
@@ -151,12 +155,6 @@ impl Op {
     /// joined to it.
     pub fn enter(&self) -> Entered {
         Entered::with(self.clone())
-    }
-
-    pub(crate) fn set_target(&self, target: impl FnOnce() -> Target) {
-        if let Some(record) = self.record() {
-            record.set_target(target());
-        }
     }
 
     /// Changes what only this kind of op has.
@@ -188,6 +186,14 @@ impl Op {
     pub(crate) fn finish(&self, outcome: Outcome) {
         if let Some(handle) = &self.handle {
             handle.end(outcome);
+        }
+    }
+
+    /// The same, at a moment that is known.
+    #[cfg(feature = "http")]
+    pub(crate) fn finish_at(&self, now: Stamp, outcome: Outcome) {
+        if let Some(handle) = &self.handle {
+            handle.shard.end(&handle.record, now, outcome);
         }
     }
 
@@ -230,7 +236,7 @@ impl fmt::Debug for Op {
 
 impl Handle {
     fn end(&self, outcome: Outcome) {
-        self.shard.end(&self.record, outcome);
+        self.shard.end(&self.record, Stamp::now(), outcome);
     }
 
     // What an end means that nobody explained.
@@ -303,9 +309,9 @@ impl Drop for WaitingFor {
 impl Entered {
     /// Moves the op onto this thread's stack.
     pub(crate) fn with(op: Op) -> Self {
-        if let Some(record) = op.record() {
-            record.run_on(Stamp::now(), process::tid());
-        }
+        let is_first = op
+            .record()
+            .is_some_and(|record| record.run_on(process::tid()));
         let mut kept = Some(op);
         let token = STACK.try_with(|stack| {
             let mut stack = stack.try_borrow_mut().ok()?;
@@ -317,6 +323,7 @@ impl Entered {
         });
         Self {
             token: token.ok().flatten().unwrap_or(0),
+            is_first,
             kept,
             _not_send: PhantomData,
         }
@@ -332,15 +339,17 @@ impl Entered {
     fn take(&mut self) -> Option<Op> {
         let op = STACK.try_with(|stack| {
             let mut stack = stack.try_borrow_mut().ok()?;
-            let at = stack
-                .entries
-                .iter()
-                .rposition(|(token, _)| *token == self.token)?;
+            let is_mine = |entry: &mut (u64, Op)| entry.0 == self.token;
+            if let Some((_, op)) = stack.entries.pop_if(is_mine) {
+                return Some(op);
+            }
+            let mut entries = stack.entries.iter();
+            let at = entries.rposition(|(token, _)| *token == self.token)?;
             Some(stack.entries.remove(at).1)
         });
         let op = op.ok().flatten().or_else(|| self.kept.take())?;
         if let Some(record) = op.record() {
-            record.run_off(process::tid());
+            record.run_off(process::tid(), self.is_first);
         }
         Some(op)
     }

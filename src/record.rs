@@ -1,6 +1,8 @@
 //! The record of one op: what it is, what it does now, and the bounded trail of what it did before.
 
 mod describe;
+mod running;
+mod subject;
 
 use std::{
     borrow::Cow,
@@ -23,7 +25,11 @@ use crate::{
     text,
 };
 
-pub(crate) use describe::state_of;
+pub(crate) use self::{describe::state_of, subject::Target};
+use self::{
+    running::{Runner, Running},
+    subject::Subject,
+};
 
 /// A wait shorter than this leaves no event in the trail.
 const NOTED_WAIT: Duration = Duration::from_millis(1);
@@ -64,19 +70,8 @@ pub(crate) struct Record {
     received: AtomicU64,
     /// A [`Step`].
     step: AtomicU8,
+    running: Running,
     inner: Mutex<Inner>,
-}
-
-/// What an op works on.
-#[derive(Clone, Debug, Default)]
-pub(crate) enum Target {
-    #[default]
-    Unknown,
-    /// A path or a word.
-    Text(Cow<'static, str>),
-    /// A URL, or a path with a query; its secrets are removed when it is shown.
-    #[cfg_attr(not(feature = "http"), expect(dead_code))]
-    Url(Box<str>),
 }
 
 /// What only one kind of op has.
@@ -96,7 +91,6 @@ pub(crate) enum Detail {
     Http {
         /// Without one, that of the target is shown.
         peer: Option<SocketAddr>,
-        route: Option<Box<str>>,
         status: Option<u16>,
     },
 }
@@ -136,12 +130,13 @@ pub(crate) enum WaitsFor {
 
 #[derive(Clone, Debug)]
 struct Inner {
-    target: Target,
+    subject: Subject,
     detail: Detail,
     levels: SmallVec<[Level; 1]>,
     trail: Trail,
     waits: SmallVec<[Waiting; 1]>,
-    runners: SmallVec<[Runner; 1]>,
+    /// The threads beside the first.
+    more_runners: Vec<Runner>,
     /// Gives levels and waits their numbers.
     next: u32,
     failure: Option<Box<str>>,
@@ -163,12 +158,6 @@ struct Waiting {
     what: WaitsFor,
     since: Stamp,
     number: u32,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Runner {
-    tid: u32,
-    since: Stamp,
 }
 
 /// What is past: the first and last few events, the middle counted.
@@ -201,12 +190,16 @@ pub(crate) struct Bar {
 
 /// What is known of an op when it begins, besides its ids.
 #[derive(Debug)]
-pub(crate) struct Start {
+pub(crate) struct Start<'a> {
     pub(crate) kind: Kind,
     pub(crate) name: Cow<'static, str>,
-    pub(crate) target: Target,
+    pub(crate) target: Target<'a>,
+    /// The route template that a framework matched; empty if none.
+    pub(crate) route: &'a str,
     pub(crate) detail: Detail,
     pub(crate) parent: Parent,
+    /// The phase it begins in.
+    pub(crate) phase: Option<&'static str>,
 }
 
 /// Where a new op hangs.
@@ -232,7 +225,7 @@ pub(crate) struct Lineage {
 }
 
 impl Record {
-    pub(crate) fn new(begun: Stamp, start: &mut Start, lineage: Lineage, slot: u32) -> Self {
+    pub(crate) fn new(begun: Stamp, start: &mut Start<'_>, lineage: Lineage, slot: u32) -> Self {
         Self {
             id: lineage.id,
             trace: lineage.trace,
@@ -250,14 +243,19 @@ impl Record {
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             step: AtomicU8::new(Step::None as u8),
+            running: Running::default(),
             inner: Mutex::new(Inner {
-                target: mem::take(&mut start.target),
+                subject: Subject::new(&start.target, start.route),
                 detail: mem::take(&mut start.detail),
-                levels: SmallVec::new(),
+                levels: start
+                    .phase
+                    .map(|name| Level::first(name, begun))
+                    .into_iter()
+                    .collect(),
                 trail: Trail::default(),
                 waits: SmallVec::new(),
-                runners: SmallVec::new(),
-                next: 0,
+                more_runners: Vec::new(),
+                next: FIRST,
                 failure: None,
                 outcome: &Outcome::Completed,
                 waited_by: None,
@@ -270,7 +268,7 @@ impl Record {
     pub(crate) fn renewed(
         mut spare: Arc<Self>,
         begun: Stamp,
-        start: &mut Start,
+        start: &mut Start<'_>,
         lineage: Lineage,
         slot: u32,
     ) -> Arc<Self> {
@@ -286,7 +284,7 @@ impl Record {
     // In place: to make a record elsewhere and to move it here took a tenth of begin + phase + end. Every field
     // is named, since one that is left out would tell of another op.
     #[inline]
-    fn renew(&mut self, begun: Stamp, start: &mut Start, lineage: Lineage, slot: u32) {
+    fn renew(&mut self, begun: Stamp, start: &mut Start<'_>, lineage: Lineage, slot: u32) {
         let Self {
             id,
             trace,
@@ -304,15 +302,16 @@ impl Record {
             sent,
             received,
             step,
+            running,
             inner,
         } = self;
         let Inner {
-            target,
+            subject,
             detail,
             levels,
             trail: Trail { past, dropped },
             waits,
-            runners,
+            more_runners,
             next,
             failure,
             outcome,
@@ -334,18 +333,22 @@ impl Record {
         *sent.get_mut() = 0;
         *received.get_mut() = 0;
         *step.get_mut() = Step::None as u8;
-        *target = mem::take(&mut start.target);
+        running.clear();
+        subject.renew(&start.target, start.route);
         *detail = mem::take(&mut start.detail);
         // What they have allocated stays for the next, within bounds: the trail has its own.
         levels.clear();
         if levels.capacity() > 2 * LEVELS {
             levels.shrink_to_fit();
         }
+        if let Some(name) = start.phase {
+            levels.push(Level::first(name, begun));
+        }
         past.clear();
         *dropped = 0;
         waits.clear();
-        runners.clear();
-        *next = 0;
+        more_runners.clear();
+        *next = FIRST;
         *failure = None;
         *outcome = &Outcome::Completed;
         *waited_by = None;
@@ -363,7 +366,8 @@ impl Record {
             outcome => lasting_outcome(&outcome),
         };
         inner.waits.clear();
-        inner.runners.clear();
+        inner.more_runners.clear();
+        self.running.clear();
         let waited_by = inner.waited_by.take();
         drop(inner);
         if let Some((waiter, number)) = waited_by {
@@ -468,7 +472,30 @@ impl Record {
     /// Replaces the innermost phase.
     pub(crate) fn phase(&self, now: Stamp, name: Cow<'static, str>, idle: bool) {
         let name = text::bounded(name, text::MAX_NAME);
+        self.replace_phase(self.lock(), now, name, idle);
+    }
+
+    /// The same, and changes what only this kind of op has: both under one lock.
+    #[cfg(feature = "http")]
+    pub(crate) fn phase_and_detail(
+        &self,
+        now: Stamp,
+        name: &'static str,
+        idle: bool,
+        change: impl FnOnce(&mut Detail),
+    ) {
         let mut inner = self.lock();
+        change(&mut inner.detail);
+        self.replace_phase(inner, now, name.into(), idle);
+    }
+
+    fn replace_phase(
+        &self,
+        mut inner: MutexGuard<'_, Inner>,
+        now: Stamp,
+        name: Cow<'static, str>,
+        idle: bool,
+    ) {
         if self.has_ended() {
             return;
         }
@@ -575,32 +602,44 @@ impl Record {
         self.lock().waited_by = Some((waiter, number));
     }
 
-    pub(crate) fn run_on(&self, now: Stamp, tid: u32) {
+    /// This thread works for it from now on. Says what [`Record::run_off`] is to be told.
+    pub(crate) fn run_on(&self, tid: u32) -> bool {
+        if self.has_ended() {
+            return false;
+        }
+        let since = Stamp::coarse().max(self.begun);
+        let runner = Runner { tid, since };
+        let is_first = self.running.enter(runner, self.begun);
+        if !is_first {
+            self.lock().more_runners.push(runner);
+        }
+        is_first
+    }
+
+    /// This thread no longer works for it.
+    pub(crate) fn run_off(&self, tid: u32, is_first: bool) {
+        if is_first {
+            self.running.clear();
+            return;
+        }
         let mut inner = self.lock();
-        if !self.has_ended() {
-            inner.runners.push(Runner { tid, since: now });
+        if let Some(at) = inner.more_runners.iter().rposition(|r| r.tid == tid) {
+            inner.more_runners.remove(at);
         }
     }
 
-    pub(crate) fn run_off(&self, tid: u32) {
-        let mut inner = self.lock();
-        if let Some(at) = inner.runners.iter().rposition(|r| r.tid == tid) {
-            inner.runners.remove(at);
-        }
-    }
-
-    pub(crate) fn set_target(&self, target: Target) {
+    pub(crate) fn set_target(&self, target: &Target<'_>) {
         let mut inner = self.lock();
         if !self.has_ended() {
-            inner.target = target;
+            inner.subject.set_target(target);
         }
     }
 
     /// What was said that the op works on.
     #[cfg(feature = "fuse")]
-    pub(crate) fn told(&self) -> Option<Cow<'static, str>> {
-        match &self.lock().target {
-            Target::Text(text) => Some(text.clone()),
+    pub(crate) fn told(&self) -> Option<String> {
+        match self.lock().subject.target() {
+            Target::Text(text) => Some(text.into_owned()),
             _ => None,
         }
     }
@@ -627,6 +666,9 @@ impl Record {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+// Levels and waits are numbered from 2: that of the phase an op begins in is 1.
+const FIRST: u32 = 1;
 
 // Kinds, origins and outcomes this version does not know are read from others, never recorded.
 
@@ -676,6 +718,15 @@ impl Inner {
 }
 
 impl Level {
+    fn first(name: &'static str, begun: Stamp) -> Self {
+        Self {
+            name: name.into(),
+            since: begun,
+            number: FIRST,
+            idle: false,
+        }
+    }
+
     fn past(self, depth: usize, until: Stamp) -> Past {
         Past {
             at: self.since,
@@ -715,8 +766,10 @@ mod tests {
             kind: Kind::Task,
             name: "x".into(),
             target: Target::Unknown,
+            route: "",
             detail: Detail::None,
             parent: Parent::Root,
+            phase: None,
         };
         let lineage = Lineage {
             id: OpId::mixed(1),
@@ -822,7 +875,7 @@ mod tests {
     #[test]
     fn an_op_that_ends_while_it_is_described_is_told_as_it_was() {
         let record = record();
-        record.run_on(ms(4), 7);
+        record.run_on(7);
         record.end(ms(9), Outcome::Completed);
 
         let op = at(&record, 5);

@@ -64,14 +64,6 @@ pub(crate) fn clean(text: &str) -> String {
     visible(&out)
 }
 
-/// The same, of what is not needed any more.
-pub(crate) fn cleaned(text: Cow<'static, str>) -> String {
-    if is_harmless(&text) {
-        return text.into_owned();
-    }
-    clean(&text)
-}
-
 /// Removes what contract 9 forbids from a whole URL or from a path with a query.
 pub(crate) fn clean_url(url: &str) -> String {
     let mut out = String::with_capacity(url.len());

@@ -88,8 +88,10 @@ impl Tracker {
             kind: Kind::Task,
             name: name.into(),
             target: Target::Unknown,
+            route: "",
             detail: Detail::None,
             parent: Parent::Current,
+            phase: None,
         })
     }
 
@@ -200,7 +202,7 @@ impl Tracker {
     }
 
     /// Begins an op of any kind.
-    pub(crate) fn start(&self, mut start: Start) -> Op {
+    pub(crate) fn start(&self, mut start: Start<'_>) -> Op {
         let now = Stamp::now();
         let parent = mem::replace(&mut start.parent, Parent::Root);
         #[cfg(feature = "otel")]

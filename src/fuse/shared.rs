@@ -142,6 +142,7 @@ impl<F: Send + Sync + 'static> Shared<F> {
             kind: Kind::Fuse,
             name: name.into(),
             target,
+            route: "",
             detail: Detail::Fuse {
                 unique: request.unique().0,
                 inode: inode.0,
@@ -150,6 +151,7 @@ impl<F: Send + Sync + 'static> Shared<F> {
                 mount: Arc::clone(&self.path),
             },
             parent: Parent::Root,
+            phase: None,
         });
         if inode == INodeNo::ROOT && name == "getattr" {
             let record = op.record().map(|record| (Arc::clone(record), Stamp::now()));

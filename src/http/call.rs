@@ -36,14 +36,14 @@ impl Tracker {
             kind: Kind::HttpClient,
             name: target::method_text(method.as_ref()),
             target: target::of_text(url.as_ref()),
+            route: "",
             detail: Detail::Http {
                 peer: None,
-                route: None,
                 status: None,
             },
             parent: Parent::Current,
+            phase: Some(CONNECTING_OR_AWAITING),
         });
-        super::begin_in(&op, CONNECTING_OR_AWAITING);
         Call {
             op,
             tracker: self.clone(),

@@ -129,12 +129,17 @@ where
             kind: Kind::HttpClient,
             name: target::method(&parts.method),
             target: target::of_uri(&parts.uri),
+            route: "",
             detail: Detail::Http {
                 peer: None,
-                route: None,
                 status: None,
             },
             parent: Parent::Current,
+            phase: Some(if M::COUNTED {
+                CONNECTING
+            } else {
+                CONNECTING_OR_AWAITING
+            }),
         });
         headers::take_over(&layer.tracker, &op, &parts.headers);
         if propagate {
@@ -143,11 +148,6 @@ where
             headers::remove(&mut parts.headers);
         }
         let upload = Upload::new(&op).filter(|_| M::COUNTED);
-        let phase = match upload {
-            Some(_) => CONNECTING,
-            None => CONNECTING_OR_AWAITING,
-        };
-        super::begin_in(&op, phase);
         let body = M::wrap(body, Counter::sent(upload.as_ref()));
         let mut exchange = Some(Exchange::new(op, Side::Client(upload), &parts.method));
         let request = Request::from_parts(parts, body);

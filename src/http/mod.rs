@@ -61,8 +61,6 @@ mod target;
 use bytes::Buf;
 use http_body::Frame;
 
-use crate::op::Op;
-
 pub use self::{
     call::Call,
     client::{Client, ClientLayer},
@@ -74,13 +72,6 @@ pub use self::{
 const CONNECTING: &str = "connecting";
 const AWAITING: &str = "waiting for the answer";
 const CONNECTING_OR_AWAITING: &str = "connecting or waiting for the answer";
-
-// The phase that an op begins in: a second look at the clock would say the same.
-fn begin_in(op: &Op, phase: &'static str) {
-    if let Some(record) = op.record() {
-        record.phase(record.begun, phase.into(), false);
-    }
-}
 
 fn bytes_of(frame: &Frame<impl Buf>) -> u64 {
     frame.data_ref().map_or(0, |data| data.remaining() as u64)

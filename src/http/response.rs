@@ -16,6 +16,7 @@ use super::{
     request::{Counter, Upload},
 };
 use crate::{
+    clock::Stamp,
     op::{Entered, Op},
     record::{Detail, Step},
     snapshot::Outcome,
@@ -150,20 +151,21 @@ where
         exchange.owed(Exchange::BY_SOURCE);
         let frame = ready!(within(this.exchange, || inner.as_mut().poll_frame(cx)));
         match &frame {
-            None => end(this.exchange, Outcome::Completed),
+            None => complete(this.exchange, Stamp::now()),
             Some(Err(error)) => {
                 if let Some(exchange) = this.exchange.take() {
                     exchange.fail(error);
                 }
             }
             Some(Ok(data)) => {
+                let now = Stamp::now();
                 let last = this
                     .exchange
                     .as_mut()
-                    .is_some_and(|exchange| exchange.moved(super::bytes_of(data)));
+                    .is_some_and(|exchange| exchange.moved(super::bytes_of(data), now));
                 // The last poll of a body whose length was announced; trailers are the last of any.
                 if last || data.is_trailers() || inner.is_end_stream() {
-                    end(this.exchange, Outcome::Completed);
+                    complete(this.exchange, now);
                 }
             }
         }
@@ -248,19 +250,19 @@ impl Exchange {
         body: &impl Body,
     ) -> Option<Self> {
         let op = self.op.as_ref()?;
-        op.detail(|detail| {
+        let is_client = matches!(self.side, Side::Client(_));
+        let learn = |detail: &mut Detail| {
             if let Detail::Http {
                 status: known,
                 peer,
-                ..
             } = detail
             {
                 *known = Some(status.as_u16());
-                if let Side::Client(_) = self.side {
+                if is_client {
                     *peer = remote_addr(extensions).or(*peer);
                 }
             }
-        });
+        };
         if let Side::Client(Some(upload)) = &self.side {
             upload.answered();
         }
@@ -272,18 +274,24 @@ impl Exchange {
         let upgraded =
             status == StatusCode::SWITCHING_PROTOCOLS || (self.is_connect && status.is_success());
         if !self.bodiless {
-            self.left = content_length(headers).or_else(|| body.size_hint().exact());
+            let exact = body.size_hint().exact();
+            self.left = exact.or_else(|| content_length(headers));
         }
         if upgraded || body.is_end_stream() || self.left == Some(0) {
-            self.end(Outcome::Completed);
+            op.detail(learn);
+            self.end(Stamp::now(), Outcome::Completed);
             return None;
         }
-        let op = self.op.as_ref()?;
-        match (&self.side, is_event_stream(headers)) {
-            (Side::Server, false) => op.phase("sending"),
-            (Side::Server, true) => op.idle_phase("sending events"),
-            (Side::Client(_), false) => op.phase("receiving"),
-            (Side::Client(_), true) => op.idle_phase("receiving events"),
+        // What has a length does not go on for ever.
+        let goes_on = self.left.is_none() && is_event_stream(headers);
+        let (phase, idle) = match (is_client, goes_on) {
+            (false, false) => ("sending", false),
+            (false, true) => ("sending events", true),
+            (true, false) => ("receiving", false),
+            (true, true) => ("receiving events", true),
+        };
+        if let Some(record) = op.record() {
+            record.phase_and_detail(Stamp::now(), phase, idle, learn);
         }
         self.owed(Self::BY_SINK);
         Some(self)
@@ -300,11 +308,11 @@ impl Exchange {
     }
 
     // A frame of the body; true if as many bytes have come as were announced.
-    fn moved(&mut self, bytes: u64) -> bool {
-        if let Some(op) = &self.op {
+    fn moved(&mut self, bytes: u64, now: Stamp) -> bool {
+        if let Some(record) = self.op.as_ref().and_then(Op::record) {
             match self.side {
-                Side::Server => op.sent(bytes),
-                Side::Client(_) => op.received(bytes),
+                Side::Server => record.sent(bytes, now),
+                Side::Client(_) => record.received(bytes, now),
             }
         }
         self.owed(Self::BY_SINK);
@@ -321,12 +329,12 @@ impl Exchange {
         {
             op.fail(error::text(error));
         }
-        self.end(Outcome::Failed);
+        self.end(Stamp::now(), Outcome::Failed);
     }
 
-    fn end(mut self, outcome: Outcome) {
+    fn end(mut self, now: Stamp, outcome: Outcome) {
         if let Some(op) = self.op.take() {
-            op.finish(outcome);
+            op.finish_at(now, outcome);
         }
     }
 }
@@ -378,9 +386,9 @@ pub(super) fn within<T>(exchange: &mut Option<Exchange>, f: impl FnOnce() -> T) 
     }
 }
 
-fn end(exchange: &mut Option<Exchange>, outcome: Outcome) {
+fn complete(exchange: &mut Option<Exchange>, now: Stamp) {
     if let Some(exchange) = exchange.take() {
-        exchange.end(outcome);
+        exchange.end(now, Outcome::Completed);
     }
 }
 

@@ -75,14 +75,14 @@ impl<M> ServerLayer<M> {
             kind: Kind::HttpServer,
             name: target::method(request.method()),
             target: target::of_path(request.uri()),
+            route: route(request.extensions()),
             detail: Detail::Http {
                 peer: peer(request.extensions()),
-                route: route(request.extensions()),
                 status: None,
             },
             parent: headers::parent(&self.tracker, request.headers()),
+            phase: Some("handler"),
         });
-        super::begin_in(&op, "handler");
         Some(Exchange::new(op, Side::Server, request.method()))
     }
 }
@@ -161,9 +161,9 @@ impl<S: fmt::Debug, M> fmt::Debug for Server<S, M> {
 }
 
 #[cfg(feature = "debug")]
-fn route(extensions: &http::Extensions) -> Option<Box<str>> {
-    let matched = extensions.get::<axum::extract::MatchedPath>()?;
-    Some(matched.as_str().into())
+fn route(extensions: &http::Extensions) -> &str {
+    let matched = extensions.get::<axum::extract::MatchedPath>();
+    matched.map_or("", axum::extract::MatchedPath::as_str)
 }
 
 #[cfg(feature = "debug")]
@@ -175,8 +175,8 @@ fn peer(extensions: &http::Extensions) -> Option<std::net::SocketAddr> {
 }
 
 #[cfg(not(feature = "debug"))]
-fn route(_: &http::Extensions) -> Option<Box<str>> {
-    None
+fn route(_: &http::Extensions) -> &str {
+    ""
 }
 
 #[cfg(not(feature = "debug"))]

@@ -14,7 +14,7 @@ const MAX_SCHEME: usize = 32;
 const MAX_URL: usize = text::MAX_TEXT + 4;
 
 /// The whole URL of a request that is sent, without userinfo.
-pub(super) fn of_uri(uri: &Uri) -> Target {
+pub(super) fn of_uri(uri: &Uri) -> Target<'_> {
     let Some(host) = uri.host() else {
         return of_path(uri);
     };
@@ -35,7 +35,7 @@ pub(super) fn of_uri(uri: &Uri) -> Target {
 }
 
 /// The path and query of a request that is served; of a CONNECT the host and port.
-pub(super) fn of_path(uri: &Uri) -> Target {
+pub(super) fn of_path(uri: &Uri) -> Target<'_> {
     if uri.path_and_query().is_none() && uri.host().is_some() {
         return of_uri(uri);
     }
@@ -50,7 +50,7 @@ pub(super) fn of_path(uri: &Uri) -> Target {
 }
 
 /// The URL of a call as its caller wrote it.
-pub(super) fn of_text(url: &str) -> Target {
+pub(super) fn of_text(url: &str) -> Target<'static> {
     parts(url.trim()).unwrap_or(Target::Text(Cow::Borrowed("(not a URL)")))
 }
 
@@ -79,7 +79,7 @@ pub(super) fn method_text(method: &str) -> Cow<'static, str> {
 }
 
 // What cannot be taken apart is not shown: a password with a `/` in it makes a URL that looks like that.
-fn parts(url: &str) -> Option<Target> {
+fn parts(url: &str) -> Option<Target<'static>> {
     let url = url.split('#').next().unwrap_or_default();
     let (before, query) = match url.split_once('?') {
         Some((before, query)) => (before, Some(query)),
@@ -163,7 +163,7 @@ mod tests {
     use super::{MAX_URL, of_path, of_text, of_uri};
     use crate::{record::Target, text};
 
-    fn shown(target: Target) -> String {
+    fn shown(target: Target<'_>) -> String {
         match target {
             Target::Url(url) => {
                 assert!(url.len() < MAX_URL + 8, "{} bytes are kept", url.len());

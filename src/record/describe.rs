@@ -4,7 +4,7 @@ use std::{mem, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use smallvec::SmallVec;
 
-use super::{Detail, Inner, Record, Step, Target, Waiting, WaitsFor};
+use super::{Detail, Inner, Record, Runner, Step, Target, Waiting, WaitsFor};
 use crate::{
     clock::Stamp,
     id::OpId,
@@ -21,7 +21,11 @@ impl Record {
         let mut inner = self.lock().clone();
         let since = |stamp: Stamp| millis(now.since(stamp));
         let progress = now.since(Stamp(self.progress.load(Relaxed)));
-        let mut runners = mem::take(&mut inner.runners);
+        let mut runners: SmallVec<[Runner; 2]> =
+            self.running.runner(self.begun).into_iter().collect();
+        runners.append(&mut SmallVec::<[Runner; 2]>::from_vec(mem::take(
+            &mut inner.more_runners,
+        )));
         runners.sort_by_key(|runner| (runner.since, runner.tid));
         // A thread that entered the op twice is one thread, since its first entry.
         let mut threads: Vec<Thread> = Vec::with_capacity(runners.len());
@@ -56,21 +60,17 @@ impl Record {
                     mount: text::visible(mount),
                 });
             }
-            Detail::Http {
-                peer,
-                route,
-                status,
-            } => {
+            Detail::Http { peer, status } => {
                 http = Some(Http {
-                    peer: match (peer, &inner.target) {
+                    peer: match (peer, inner.subject.target()) {
                         (Some(peer), _) => Some(peer.to_string()),
                         (None, Target::Url(url)) if *self.kind == Kind::HttpClient => {
-                            text::host_and_port(url)
+                            text::host_and_port(&url)
                         }
                         (None, _) => None,
                     },
                     status: *status,
-                    route: route.as_deref().map(text::visible),
+                    route: inner.subject.route().map(text::visible),
                     sent_bytes: self.sent.load(Relaxed),
                     received_bytes: self.received.load(Relaxed),
                 });
@@ -97,12 +97,12 @@ impl Record {
             parent_from: self.parent_from.cloned(),
             kind: self.kind.clone(),
             name: text::clean(&self.name),
-            target: match mem::take(&mut inner.target) {
+            target: match inner.subject.target() {
                 Target::Unknown => fuse
                     .as_ref()
                     .map(|fuse| format!("inode {}", fuse.inode))
                     .unwrap_or_default(),
-                Target::Text(text) => text::cleaned(text),
+                Target::Text(text) => text::clean(&text),
                 Target::Url(url) => text::clean_url(&url),
             },
             age_ms: since(self.begun),
