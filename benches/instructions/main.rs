@@ -2,13 +2,14 @@
 
 mod request;
 
-use inflight::{FutureExt, Op, Tracker, http::ServerLayer, resource::Resource};
-use request::{Bodies, requests, router};
+use inflight::{FutureExt, Op, Tracker, http::{ClientLayer, ServerLayer}, resource::Resource};
+use request::{Bodies, calls, requests, router, server};
 use std::{
     pin::pin,
     process::ExitCode,
     task::{Context, Waker},
 };
+use tower::Layer;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
@@ -52,6 +53,8 @@ fn main() -> ExitCode {
         "request-bare" => requests(times, router()),
         "request-bodies" => requests(times, router().layer(Bodies)),
         "request" => requests(times, router().layer(ServerLayer::new(&tracker))),
+        "call-bare" => calls(times, server()),
+        "call" => calls(times, ClientLayer::new(&tracker).layer(server())),
         "snapshot" => {
             let held: Vec<Op> = (0..times).map(|_| one()).collect();
             assert_eq!(tracker.snapshot().ops.len(), held.len() + 1);

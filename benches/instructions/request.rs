@@ -2,17 +2,20 @@
 
 use axum::{
     Router,
-    body::Body,
-    extract::{ConnectInfo, Path, Request},
+    body::{Body, Bytes, HttpBody},
+    extract::{ConnectInfo, Path},
+    http::{Request, Response, Uri},
     routing::get,
 };
-use http_body_util::{BodyExt, combinators::MapErr};
+use http_body_util::{BodyExt, Full, combinators::MapErr};
 use std::{
+    convert::Infallible,
+    future::ready,
     net::SocketAddr,
     pin::{Pin, pin},
     task::{Context, Poll, Waker},
 };
-use tower::{Layer, Service};
+use tower::{Layer, Service, service_fn};
 use tower_http::{map_request_body::MapRequestBody, map_response_body::MapResponseBody};
 
 /// Wraps bodies, and does nothing.
@@ -50,12 +53,36 @@ pub(crate) fn requests(times: usize, mut router: Router) {
             .expect("a request");
         request.extensions_mut().insert(ConnectInfo(peer));
         let response = done(pin!(router.call(request)));
-        let mut body = pin!(response.expect("no error").into_body());
-        while let Some(frame) = done(pin!(body.frame())) {
-            frame.expect("a frame");
-            if axum::body::HttpBody::is_end_stream(&*body) {
-                break;
-            }
+        read(response.expect("no error").into_body());
+    }
+}
+
+/// Answers at once, as a connection would that has nothing to wait for.
+pub(crate) fn server<B: HttpBody>()
+-> impl Service<Request<B>, Response = Response<Full<Bytes>>, Error = Infallible, Future: Future> {
+    service_fn(|_: Request<B>| ready(Ok(Response::new(Full::from("hello\n")))))
+}
+
+/// Sends requests, and reads the answers to their ends.
+pub(crate) fn calls<S, B>(times: usize, mut client: S)
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = Infallible>,
+    B: HttpBody<Data = Bytes>,
+{
+    let uri: Uri = "http://127.0.0.1:9999/small/7".parse().expect("a URI");
+    for _ in 0..times {
+        let request = Request::get(uri.clone()).body(Full::default());
+        let response = done(pin!(client.call(request.expect("a request"))));
+        read(response.expect("no error").into_body());
+    }
+}
+
+fn read(body: impl HttpBody) {
+    let mut body = pin!(body);
+    while let Some(frame) = done(pin!(body.frame())) {
+        assert!(frame.is_ok());
+        if body.is_end_stream() {
+            break;
         }
     }
 }

@@ -1,18 +1,14 @@
 //! The headers that carry an op's ids to the process that serves it.
 
-use std::{
-    fmt::{Display, Write},
-    str::FromStr,
-};
+use std::str::FromStr;
 
-use bytes::BytesMut;
 use http::{
     HeaderMap,
     header::{HeaderName, HeaderValue},
 };
 
 use crate::{
-    id::{Context, HEADER, TRACEPARENT, TraceParent},
+    id::{Context, Digits, HEADER, TRACEPARENT, TraceParent},
     op::Op,
     snapshot::ParentFrom,
     tracker::{Parent, Tracker},
@@ -20,9 +16,6 @@ use crate::{
 
 static INFLIGHT_OP: HeaderName = HeaderName::from_static(HEADER);
 static TRACE_PARENT: HeaderName = HeaderName::from_static(TRACEPARENT);
-
-// Either value is shorter.
-const LONGEST: usize = 64;
 
 /// Where the op of a request that came in hangs. Both headers are read: bad ones are counted.
 pub(super) fn parent(tracker: &Tracker, headers: &HeaderMap) -> Parent {
@@ -66,12 +59,13 @@ pub(super) fn add(tracker: &Tracker, op: &Op, headers: &mut HeaderMap, tracepare
     let (Some(context), Some(record)) = (op.context(), op.record()) else {
         return;
     };
-    insert(headers, &INFLIGHT_OP, context);
+    insert(headers, &INFLIGHT_OP, context.digits());
     let exported = tracker.is_exported();
     if (traceparent || exported) && !headers.contains_key(&TRACE_PARENT) {
         // A trace that began here is sampled if its spans leave; what others decided stays so.
         let flags = record.trace_flags().unwrap_or(u8::from(exported));
-        insert(headers, &TRACE_PARENT, TraceParent { context, flags });
+        let parent = TraceParent { context, flags };
+        insert(headers, &TRACE_PARENT, parent.digits());
     }
 }
 
@@ -81,12 +75,8 @@ pub(super) fn remove(headers: &mut HeaderMap) {
 }
 
 // A full map is left as it is: `insert` would panic.
-fn insert(headers: &mut HeaderMap, name: &HeaderName, value: impl Display) {
-    // A String that grows piece by piece is allocated three times, and copied once more.
-    let mut text = BytesMut::with_capacity(LONGEST);
-    if write!(text, "{value}").is_ok()
-        && let Ok(value) = HeaderValue::from_maybe_shared(text.freeze())
-    {
+fn insert(headers: &mut HeaderMap, name: &HeaderName, value: Digits) {
+    if let Ok(value) = HeaderValue::from_str(value.as_str()) {
         let _ = headers.try_insert(name.clone(), value);
     }
 }

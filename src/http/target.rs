@@ -15,22 +15,30 @@ const MAX_URL: usize = text::MAX_TEXT + 4;
 
 /// The whole URL of a request that is sent, without userinfo.
 pub(super) fn of_uri(uri: &Uri) -> Target<'_> {
-    let Some(host) = uri.host() else {
+    let Some(authority) = uri.authority() else {
         return of_path(uri);
     };
-    let path = path_of(uri);
-    let mut out = String::with_capacity(MAX_URL.min(40 + host.len() + path.len()));
+    // To ask for host and port takes the authority apart twice; most have nothing to leave out.
+    let mut authority = authority.as_str();
+    if authority.bytes().any(|byte| byte == b'@') {
+        authority = authority.rsplit_once('@').map_or("", |(_, host)| host);
+    }
+    let both = match uri.path_and_query() {
+        Some(both) => both.as_str(),
+        None => "",
+    };
+    let mut out = String::with_capacity(MAX_URL.min(40 + authority.len() + both.len()));
     if let Some(scheme) = uri.scheme_str() {
         push(&mut out, scheme);
         out.push_str("://");
     }
-    push(&mut out, host);
-    if let Some(port) = uri.port() {
-        out.push(':');
-        push(&mut out, port.as_str());
+    push(&mut out, authority.strip_suffix(':').unwrap_or(authority));
+    if both.starts_with('/') && out.len() + both.len() < MAX_URL {
+        out.push_str(both);
+    } else if !both.is_empty() {
+        push_path(&mut out, uri.path());
+        push_query(&mut out, uri.query());
     }
-    push_path(&mut out, path);
-    push_query(&mut out, uri.query());
     Target::Url(out.into())
 }
 
@@ -112,13 +120,6 @@ fn parts(url: &str) -> Option<Target<'static>> {
     }
     push_query(&mut out, query);
     Some(Target::Url(out.into()))
-}
-
-fn path_of(uri: &Uri) -> &str {
-    match uri.path_and_query() {
-        Some(_) => uri.path(),
-        None => "",
-    }
 }
 
 fn push_path(out: &mut String, path: &str) {
@@ -214,6 +215,7 @@ mod tests {
             "http://api:80/x?a=..&token=.."
         );
         assert_eq!(client("http://api".to_owned()), "http://api/");
+        assert_eq!(client("http://api:?x=1".to_owned()), "http://api/?x=..");
         assert_eq!(client("api:443".to_owned()), "api:443");
         assert_eq!(server("bob:s3cret@api:443".to_owned()), "api:443");
         assert_eq!(server("http://bob:s3cret@api/x?a=1".to_owned()), "/x?a=..");

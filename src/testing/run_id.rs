@@ -131,7 +131,11 @@ pub(super) fn temporary() -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::{
+        process::{Command, Stdio},
+        thread,
+        time::{Duration, Instant},
+    };
 
     use super::{PREFIX, RunId, VARIABLE};
 
@@ -171,6 +175,11 @@ mod tests {
         cat.env(VARIABLE, format!("x,{}", run.text()));
         let mut cat = cat.stdin(Stdio::piped()).spawn().unwrap();
 
+        // It runs a moment before the kernel shows what it was given.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while run.processes().is_empty() && Instant::now() < deadline {
+            thread::yield_now();
+        }
         assert_eq!(run.processes(), [cat.id()]);
 
         drop(cat.stdin.take());
