@@ -146,7 +146,7 @@ fn with_a_resource(bench: &Bench) {
         .run();
 
     let held = resource.wait(|| lock(&table));
-    assert!(**held > 0);
+    assert!(**held > 0 || !bench.wants("a lock taken and given back"));
     assert_eq!(tracker.snapshot().resources[0].holders.len(), 1);
 }
 
@@ -185,7 +185,9 @@ fn current_op(bench: &Bench) {
             nanos_each(bench.sample(), || drop(black_box(Context::current())))
         })
         .run();
-    assert_eq!(tracker.snapshot().ops[0].phase.path, [PHASE]);
+    if bench.wants("current op") {
+        assert_eq!(tracker.snapshot().ops[0].phase.path, [PHASE]);
+    }
 }
 
 fn future_in_op(bench: &Bench) {

@@ -30,7 +30,11 @@ pub(crate) fn add(snapshot: &mut Snapshot) -> Vec<String> {
             unread += 1;
             continue;
         }
-        let threads = op.thread.iter_mut().chain(&mut op.more_threads);
+        let threads = op
+            .thread
+            .as_deref_mut()
+            .into_iter()
+            .chain(&mut op.more_threads);
         threads.for_each(read_thread);
         if let Some(caller) = &mut op.caller {
             foreign += usize::from(caller.tid == 0);
@@ -144,11 +148,11 @@ mod tests {
         let tid = snapshot.ops[0].thread.as_ref().unwrap().tid;
         let caller = |tid| {
             let uid = 0;
-            Some(Caller {
+            Some(Box::new(Caller {
                 tid,
                 uid,
                 ..Caller::default()
-            })
+            }))
         };
         snapshot.ops[0].caller = caller(tid);
 

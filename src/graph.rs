@@ -482,7 +482,12 @@ impl<'g, 'a> Join<'g, 'a> {
         for node in 0..self.graph.nodes.len() {
             let runner = &self.graph.nodes[node];
             let threads: Vec<&Thread> = match runner.who {
-                Who::Op(op) => op.thread.iter().chain(&op.more_threads).collect(),
+                Who::Op(op) => op
+                    .thread
+                    .as_deref()
+                    .into_iter()
+                    .chain(&op.more_threads)
+                    .collect(),
                 Who::Thread(thread) => vec![thread],
                 Who::Process(_) => Vec::new(),
             };

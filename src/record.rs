@@ -489,6 +489,7 @@ impl Record {
         self.replace_phase(inner, now, name.into(), idle);
     }
 
+    #[inline]
     fn replace_phase(
         &self,
         mut inner: MutexGuard<'_, Inner>,

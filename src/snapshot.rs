@@ -94,6 +94,8 @@ pub struct Off {
 }
 
 /// One op in flight.
+///
+/// What few ops have is boxed: of 100,000 in a snapshot each byte counts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LiveOp {
     /// The op's id, which is its span id.
@@ -138,19 +140,19 @@ pub struct LiveOp {
     pub error: Option<String>,
     /// The thread that works for it now, the longest if there are several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub thread: Option<Thread>,
+    pub thread: Option<Box<Thread>>,
     /// Further threads that work for it now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub more_threads: Vec<Thread>,
     /// Who made the FUSE call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub caller: Option<Caller>,
+    pub caller: Option<Box<Caller>>,
     /// What only FUSE ops have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fuse: Option<Fuse>,
+    pub fuse: Option<Box<Fuse>>,
     /// What only HTTP ops have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub http: Option<Http>,
+    pub http: Option<Box<Http>>,
 }
 
 /// One op that has ended.
@@ -179,7 +181,7 @@ pub struct Phase {
     /// Time since the innermost began.
     pub age_ms: f64,
     /// What the op waits for; nothing known if absent.
-    pub wait: Option<Wait>,
+    pub wait: Option<Box<Wait>>,
 }
 
 /// What an op waits for.

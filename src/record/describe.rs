@@ -1,10 +1,10 @@
 //! How an op is told: as plain data, its times as of one moment.
 
-use std::{mem, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use smallvec::SmallVec;
 
-use super::{Detail, Inner, Record, Runner, Step, Target, Waiting, WaitsFor};
+use super::{Detail, Inner, LEVELS, Record, Runner, Step, Target, Waiting, WaitsFor};
 use crate::{
     clock::Stamp,
     id::OpId,
@@ -17,18 +17,16 @@ const GAP: &str = "..";
 impl Record {
     /// The op as plain data, its times as of `now`: one that ends meanwhile is told as it was.
     pub(crate) fn describe(&self, now: Stamp, slow: Duration, stuck: Duration) -> LiveOp {
-        // A copy: nobody who moves the op waits until it is written out.
-        let mut inner = self.lock().clone();
+        // Under the lock, for half a microsecond: a copy of it would take as long to make as what is made of it.
+        let inner = self.lock();
         let since = |stamp: Stamp| millis(now.since(stamp));
         let progress = now.since(Stamp(self.progress.load(Relaxed)));
         let mut runners: SmallVec<[Runner; 2]> =
             self.running.runner(self.begun).into_iter().collect();
-        runners.append(&mut SmallVec::<[Runner; 2]>::from_vec(mem::take(
-            &mut inner.more_runners,
-        )));
+        runners.extend_from_slice(&inner.more_runners);
         runners.sort_by_key(|runner| (runner.since, runner.tid));
         // A thread that entered the op twice is one thread, since its first entry.
-        let mut threads: Vec<Thread> = Vec::with_capacity(runners.len());
+        let mut threads: SmallVec<[Thread; 1]> = SmallVec::new();
         for runner in runners {
             if threads.iter().all(|thread| thread.tid != runner.tid) {
                 threads.push(Thread {
@@ -49,19 +47,19 @@ impl Record {
                 uid,
                 mount,
             } => {
-                caller = Some(Caller {
+                caller = Some(Box::new(Caller {
                     tid: *tid,
                     uid: *uid,
                     ..Caller::default()
-                });
-                fuse = Some(Fuse {
+                }));
+                fuse = Some(Box::new(Fuse {
                     unique: unique.to_string(),
                     inode: inode.to_string(),
                     mount: text::visible(mount),
-                });
+                }));
             }
             Detail::Http { peer, status } => {
-                http = Some(Http {
+                http = Some(Box::new(Http {
                     peer: match (peer, inner.subject.target()) {
                         (Some(peer), _) => Some(peer.to_string()),
                         (None, Target::Url(url)) if *self.kind == Kind::HttpClient => {
@@ -73,7 +71,7 @@ impl Record {
                     route: inner.subject.route().map(text::visible),
                     sent_bytes: self.sent.load(Relaxed),
                     received_bytes: self.received.load(Relaxed),
-                });
+                }));
             }
         }
         let queued = inner
@@ -86,7 +84,10 @@ impl Record {
             _ => state_of(progress, slow, stuck),
         };
         let levels = inner.shown_levels();
-        let mut path = with_gaps(levels.map(|(depth, l)| (depth, text::clean(&l.name))));
+        let mut path = with_gaps(
+            inner.levels.len(),
+            levels.map(|(depth, l)| (depth, text::clean(&l.name))),
+        );
         if let (Some(step), Some(innermost)) = (self.owed(), path.last_mut()) {
             innermost.push_str(step);
         }
@@ -116,7 +117,7 @@ impl Record {
             events: self.events(&inner),
             events_dropped: inner.trail.dropped + inner.hidden_levels().len() as u64,
             error: inner.failure.as_deref().map(text::clean),
-            thread: threads.next(),
+            thread: threads.next().map(Box::new),
             more_threads: threads.collect(),
             caller,
             fuse,
@@ -163,7 +164,7 @@ impl Record {
                         path => {
                             let names =
                                 path.iter().map(|(depth, name)| (*depth, text::clean(name)));
-                            text::visible(&with_gaps(names).join(" > "))
+                            text::visible(&with_gaps(path.len(), names).join(" > "))
                         }
                     }
                 };
@@ -177,9 +178,10 @@ impl Record {
     }
 }
 
-// The names with a mark where the depth jumps.
-fn with_gaps(path: impl Iterator<Item = (usize, String)>) -> Vec<String> {
-    let mut names = Vec::new();
+// The names, about so many, with a mark where the depth jumps.
+fn with_gaps(about: usize, path: impl Iterator<Item = (usize, String)>) -> Vec<String> {
+    // Not more than there is: a vector that grows by itself takes room for four, which nearly none needs.
+    let mut names = Vec::with_capacity(about.min(2 * LEVELS + 1));
     let mut next = 0;
     for (depth, name) in path {
         if depth != next {
@@ -203,7 +205,7 @@ pub(crate) fn state_of(progress: Duration, slow: Duration, stuck: Duration) -> S
 }
 
 // The last wait names the kind. Waits for ops go together, whatever their kind: any one may free the op.
-fn wait_of(waits: &[Waiting], now: Stamp) -> Option<Wait> {
+fn wait_of(waits: &[Waiting], now: Stamp) -> Option<Box<Wait>> {
     let last = waits.last()?;
     let op_of = |waiting: &Waiting| match waiting.what {
         WaitsFor::Call(op) | WaitsFor::Op(op) => Some(op),
@@ -224,12 +226,12 @@ fn wait_of(waits: &[Waiting], now: Stamp) -> Option<Wait> {
         ops.clear();
         waits.len() - 1
     };
-    Some(Wait {
+    Some(Box::new(Wait {
         on,
         all: waits.len() == 1,
         ops,
         since_ms: millis(now.since(last.since)),
         resource,
         others: others as u64,
-    })
+    }))
 }

@@ -44,7 +44,17 @@ impl Subject {
     }
 
     /// Makes it that of another op.
+    #[inline]
     pub(super) fn renew(&mut self, target: &Target<'_>, route: &str) {
+        // As it is for tasks, one after the other.
+        if self.text.is_empty() && matches!(target, Target::Unknown) && route.is_empty() {
+            self.is = Is::Unknown;
+            return;
+        }
+        self.fill(target, route);
+    }
+
+    fn fill(&mut self, target: &Target<'_>, route: &str) {
         self.text.clear();
         if self.text.capacity() > KEPT {
             self.text.shrink_to(KEPT);

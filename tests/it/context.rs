@@ -69,7 +69,13 @@ impl Drop for Late {
         let _ = self.seen.send(Seen {
             live_while_pending,
             live_when_ready: after.ops.len(),
-            runners: op.thread.iter().chain(&op.more_threads).cloned().collect(),
+            runners: op
+                .thread
+                .as_deref()
+                .into_iter()
+                .chain(&op.more_threads)
+                .cloned()
+                .collect(),
         });
     }
 }

@@ -59,32 +59,32 @@ fn snapshot(service: &str, pid: u32) -> Snapshot {
     }
 }
 
-fn waits(on: On, ops: &[u64], since_ms: f64) -> Option<Wait> {
-    Some(Wait {
+fn waits(on: On, ops: &[u64], since_ms: f64) -> Option<Box<Wait>> {
+    Some(Box::new(Wait {
         on,
         ops: ops.iter().map(|n| id(*n)).collect(),
         all: ops.len() == 1,
         since_ms,
         ..Wait::default()
-    })
+    }))
 }
 
-fn caller(tid: u32, pid: u32, comm: &str) -> Option<Caller> {
-    Some(Caller {
+fn caller(tid: u32, pid: u32, comm: &str) -> Option<Box<Caller>> {
+    Some(Box::new(Caller {
         tid,
         pid: Some(pid),
         comm: Some(comm.to_owned()),
         ..Caller::default()
-    })
+    }))
 }
 
-fn fuse(mut op: LiveOp, caller: Option<Caller>, calls: u64) -> LiveOp {
+fn fuse(mut op: LiveOp, caller: Option<Box<Caller>>, calls: u64) -> LiveOp {
     op.caller = caller;
-    op.fuse = Some(Fuse {
+    op.fuse = Some(Box::new(Fuse {
         mount: "/mnt/s".to_owned(),
         inode: "7".to_owned(),
         unique: "26".to_owned(),
-    });
+    }));
     op.phase.wait = waits(On::Call, &[calls], op.age_ms - 1.0);
     op
 }
@@ -92,10 +92,10 @@ fn fuse(mut op: LiveOp, caller: Option<Caller>, calls: u64) -> LiveOp {
 fn call(mut op: LiveOp, parent: u64) -> LiveOp {
     op.parent_id = Some(id(parent));
     op.phase.path = vec!["waiting for the answer".to_owned()];
-    op.http = Some(Http {
+    op.http = Some(Box::new(Http {
         peer: Some("127.0.0.1:9999".to_owned()),
         ..Http::default()
-    });
+    }));
     op
 }
 
@@ -103,17 +103,17 @@ fn served(mut op: LiveOp, parent: u64) -> LiveOp {
     op.parent_id = Some(id(parent));
     op.parent_from = Some(ParentFrom::InflightOp);
     op.phase.path = vec!["handler".to_owned()];
-    op.http = Some(Http::default());
+    op.http = Some(Box::default());
     op
 }
 
-fn thread(tid: u32, since_ms: f64, wchan: &str) -> Option<Thread> {
-    Some(Thread {
+fn thread(tid: u32, since_ms: f64, wchan: &str) -> Option<Box<Thread>> {
+    Some(Box::new(Thread {
         tid,
         name: "tokio".to_owned(),
         since_ms,
         wchan: Some(wchan.to_owned()),
-    })
+    }))
 }
 
 fn lock(holders: &[(u64, f64)], waiters: &[(u64, f64)], capacity: u64) -> Resource {
@@ -134,15 +134,15 @@ fn lock(holders: &[(u64, f64)], waiters: &[(u64, f64)], capacity: u64) -> Resour
     }
 }
 
-fn waits_for_lock(since_ms: f64, all: bool) -> Option<Wait> {
-    Some(Wait {
+fn waits_for_lock(since_ms: f64, all: bool) -> Option<Box<Wait>> {
+    Some(Box::new(Wait {
         on: On::Resource,
         ops: vec![id(20)],
         all,
         since_ms,
         resource: Some("1".to_owned()),
         ..Wait::default()
-    })
+    }))
 }
 
 // The founding hang. The daemon: flush 10 -> POST 11; readdir 12, called by the server -> GET 13.
@@ -531,10 +531,10 @@ fn two_locks_taken_in_two_orders_are_a_circle() {
     let mut one = snapshot("api", 7);
     let task = |n, resource: &str| {
         let mut task = op(n, Kind::Task, "transfer", "", 5000.0);
-        task.phase.wait = Some(Wait {
+        task.phase.wait = Some(Box::new(Wait {
             resource: Some(resource.to_owned()),
-            ..waits_for_lock(4000.0, true).unwrap()
-        });
+            ..*waits_for_lock(4000.0, true).unwrap()
+        }));
         task
     };
     one.ops = vec![task(20, "2"), task(21, "1"), task(22, "1")];
@@ -711,14 +711,14 @@ fn via() -> impl Strategy<Value = Vec<Via>> {
     proptest::collection::vec(via, 9)
 }
 
-fn stated(on: &[usize], all: bool) -> Option<Wait> {
-    Some(Wait {
+fn stated(on: &[usize], all: bool) -> Option<Box<Wait>> {
+    Some(Box::new(Wait {
         on: On::Op,
         ops: on.iter().map(|n| id(*n as u64 + 1)).collect(),
         all,
         since_ms: 15_000.0,
         ..Wait::default()
-    })
+    }))
 }
 
 /// The waits as snapshots of two processes have them, with an op more for each server's and each FUSE op between.
@@ -737,10 +737,12 @@ fn through(waits: &[(Vec<usize>, bool)], via: &[Via]) -> [Snapshot; 2] {
                 let waiters = [(n as u64 + 1, 15_000.0)];
                 let mut lock = lock(&holders, &waiters, on.len() as u64);
                 lock.id = format!("lock {n}");
-                it.phase.wait = stated(on, *all).map(|wait| Wait {
-                    on: On::Resource,
-                    resource: Some(lock.id.clone()),
-                    ..wait
+                it.phase.wait = stated(on, *all).map(|wait| {
+                    Box::new(Wait {
+                        on: On::Resource,
+                        resource: Some(lock.id.clone()),
+                        ..*wait
+                    })
                 });
                 snapshots[n % 2].resources.push(lock);
             }
@@ -762,7 +764,7 @@ fn through(waits: &[(Vec<usize>, bool)], via: &[Via]) -> [Snapshot; 2] {
                     let runs = thread(tid, 19_000.0, "request_wait_answer");
                     match it.thread {
                         None => it.thread = runs,
-                        Some(_) => it.more_threads.extend(runs),
+                        Some(_) => it.more_threads.extend(runs.map(|thread| *thread)),
                     }
                     let called = op(more, Kind::Fuse, "same", "same", 18_000.0);
                     let mut called = fuse(called, caller(tid, 7 + (n % 2) as u32, "same"), more);
@@ -806,13 +808,13 @@ proptest! {
             // Spread over two processes; all look alike.
             let mut task = op(n as u64 + 1, Kind::Task, "same", "same", 20_000.0);
             if !on.is_empty() {
-                task.phase.wait = Some(Wait {
+                task.phase.wait = Some(Box::new(Wait {
                     on: On::Op,
                     ops: on.iter().map(|n| id(*n as u64 + 1)).collect(),
                     all: *all,
                     since_ms: 15_000.0,
                     ..Wait::default()
-                });
+                }));
             }
             snapshots[n % 2].ops.push(task);
         }

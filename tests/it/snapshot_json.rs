@@ -69,27 +69,27 @@ fn founding() -> Snapshot {
         phase: Phase {
             path: vec!["handler".into()],
             age_ms: 29_904.125,
-            wait: Some(Wait {
+            wait: Some(Box::new(Wait {
                 on: On::Call,
                 ops: vec![OpId::new(0x5399_5c3f_42cd_8ad8).unwrap()],
                 all: true,
                 since_ms: 29_904.0,
                 resource: None,
                 others: 0,
-            }),
+            })),
         },
         events: vec![Event {
             at_ms: 0.0,
             phase: "handler".into(),
             for_ms: None,
         }],
-        thread: Some(Thread {
+        thread: Some(Box::new(Thread {
             tid: 450,
             name: "fuser-0".into(),
             since_ms: 29_905.0,
             wchan: Some("wait_woken".into()),
-        }),
-        caller: Some(Caller {
+        })),
+        caller: Some(Box::new(Caller {
             tid: 512,
             pid: Some(512),
             comm: Some("bash".into()),
@@ -107,12 +107,12 @@ fn founding() -> Snapshot {
                 is_detached: true,
             }],
             unknown: None,
-        }),
-        fuse: Some(Fuse {
+        })),
+        fuse: Some(Box::new(Fuse {
             unique: "18446744073709551615".into(),
             inode: "7".into(),
             mount: "/mnt/s".into(),
-        }),
+        })),
         ..op(0x00f0_67aa_0ba9_02b7)
     };
     let post = LiveOp {
@@ -120,13 +120,13 @@ fn founding() -> Snapshot {
         kind: Kind::HttpClient,
         name: "POST".into(),
         target: "http://127.0.0.1:9999/api/new".into(),
-        http: Some(Http {
+        http: Some(Box::new(Http {
             peer: Some("127.0.0.1:9999".into()),
             status: None,
             route: None,
             sent_bytes: 41,
             received_bytes: 0,
-        }),
+        })),
         ..op(0x5399_5c3f_42cd_8ad8)
     };
     let party = |op: &LiveOp| Party {
@@ -555,7 +555,7 @@ fn phase() -> impl Strategy<Value = Phase> {
     (vec(word(), 0..3), millis(), option::of(wait)).prop_map(|(path, age_ms, wait)| Phase {
         path,
         age_ms,
-        wait,
+        wait: wait.map(Box::new),
     })
 }
 
@@ -598,20 +598,24 @@ fn live_op() -> impl Strategy<Value = LiveOp> {
             age_ms: times.0,
             progress_ms: times.1,
             events_dropped: times.2,
-            thread: threads.pop(),
+            thread: threads.pop().map(Box::new),
             more_threads: threads,
             phase,
             events: events.into_iter().map(event).collect(),
-            caller: words.4.clone().map(|comm| Caller {
-                comm: Some(comm),
-                ..Caller::default()
+            caller: words.4.clone().map(|comm| {
+                Box::new(Caller {
+                    comm: Some(comm),
+                    ..Caller::default()
+                })
             }),
             error: words.4,
-            http: is_http.then(|| Http {
-                sent_bytes: times.2,
-                ..Http::default()
+            http: is_http.then(|| {
+                Box::new(Http {
+                    sent_bytes: times.2,
+                    ..Http::default()
+                })
             }),
-            fuse: (!is_http).then(Fuse::default),
+            fuse: (!is_http).then(Box::default),
             ..op(ids.0.value())
         }
     })
