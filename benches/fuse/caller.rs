@@ -8,13 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{child::say, harness::quantile, null::ENTRIES};
+use crate::{
+    child::{say, stay_on},
+    harness::quantile,
+    null::ENTRIES,
+};
 
 /// Calls between two looks at the clock, which cost nothing beside them.
 const BATCH: u64 = 8;
 
-/// One line each: `rate OP MILLIS MOUNT`, `times OP N MOUNT`, `once OP MOUNT`, `diag NEEDLE MOUNT`.
-pub(crate) fn run() {
+/// Stays on a processor if one is named. One line each: `rate OP MILLIS MOUNT`, `times OP N MOUNT`, `once OP MOUNT`, `diag NEEDLE MOUNT`.
+pub(crate) fn run(processor: Option<&String>) {
+    if let Some(processor) = processor {
+        stay_on(processor.parse().expect("a number"));
+    }
     for line in stdin().lines().map_while(Result::ok) {
         let words: Vec<&str> = line.splitn(4, ' ').collect();
         match *words {

@@ -16,7 +16,10 @@ use inflight::{
     watchdog,
 };
 
-use crate::{child::say, null::Null};
+use crate::{
+    child::{say, stay_on},
+    null::Null,
+};
 
 /// `bare` or `wrapped`, n_threads, `default_permissions` or `-`, and where.
 pub(crate) fn serve(args: &[String]) {
@@ -28,6 +31,10 @@ pub(crate) fn serve(args: &[String]) {
     config.n_threads = Some(threads.parse().expect("a number of threads"));
     if permissions == "default_permissions" {
         config.mount_options.push(MountOption::DefaultPermissions);
+    }
+    // With more threads than one, which runs where is left to the kernel, as it is for users.
+    if threads == "1" {
+        stay_on(0);
     }
     let null = Null::new();
     let tracker = Tracker::new("bench");

@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.first().map(String::as_str) {
         Some("serve") => daemon::serve(&args[1..]),
-        Some("call") => caller::run(),
+        Some("call") => caller::run(args.get(1)),
         _ => return bench(),
     }
     ExitCode::SUCCESS

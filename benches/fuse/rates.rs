@@ -21,6 +21,9 @@ const OPS: [&str; 7] = [
 /// Those that the bars are for.
 const JUDGED: [&str; 3] = ["stat", "read-4k", "read-128k"];
 
+/// A sample is short, and so many times as many are taken.
+const TURNS: usize = 3;
+
 const BARE: &str = "fuser";
 const ONE_MORE: &str = "fuser, one reader more";
 const WRAPPED: &str = "wrapped";
@@ -37,9 +40,11 @@ struct Subject {
 pub(crate) fn measure(bench: &mut Bench) {
     let slots: &[usize] = if bench.is_quick() { &[1] } else { &[1, 2, 4] };
     let ops: &[&str] = if bench.is_quick() { &JUDGED } else { &OPS };
-    // Some thousand calls each. More time is better spent on more turns.
-    let sample = Duration::from_millis(if bench.is_quick() { 40 } else { 90 });
-    let mut callers = [(); 2].map(|()| Child::start(&["call"], Path::new("/")));
+    // Some hundred calls each. More time is better spent on more turns.
+    let sample = Duration::from_millis(if bench.is_quick() { 15 } else { 30 });
+    // One that serves with one thread has a processor of its own beside the first caller.
+    let mut callers = [1, 0]
+        .map(|processor: usize| Child::start(&["call", &processor.to_string()], Path::new("/")));
     let mut judged = Vec::new();
     for &slots in slots {
         let title = |op: &str, clients: usize| {
@@ -67,7 +72,7 @@ pub(crate) fn measure(bench: &mut Bench) {
                     subject.borrow_mut().prove(op, &mut callers[0]);
                 }
                 let callers = RefCell::new(&mut callers[..clients]);
-                let mut group = bench.group(&title, Unit::PerSecond);
+                let mut group = bench.group(&title, Unit::PerSecond).turns_times(TURNS);
                 for subject in &subjects {
                     let name = subject.borrow().name;
                     let callers = &callers;

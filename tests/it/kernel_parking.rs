@@ -322,9 +322,10 @@ fn an_op_whose_reply_is_handed_off_with_a_handle_lasts_until_it_is_answered() {
     let tracker = Tracker::new("test");
     let (later, replies) = later(true);
     let kernel = start(later, &tracker, 1);
+    // One after the other: until one reader stands by, two that have just begun may overtake each other.
     let first = kernel.send(named(LOOKUP, b"one")).unwrap();
-    let second = kernel.send(named(LOOKUP, b"two")).unwrap();
     let of_first = replies.recv_timeout(DEADLINE).unwrap();
+    let second = kernel.send(named(LOOKUP, b"two")).unwrap();
     let of_second = replies.recv_timeout(DEADLINE).unwrap();
     assert_eq!(tracker.snapshot().ops.len(), 2, "both are owed");
 
