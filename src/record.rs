@@ -50,7 +50,7 @@ pub(crate) struct Record {
     pub(crate) id: OpId,
     trace: TraceId,
     /// The trace that another tracing chose for it, and the span it hangs under there.
-    retraced: OnceLock<(TraceId, OpId)>,
+    retraced: OnceLock<Box<(TraceId, OpId)>>,
     /// W3C trace flags as they came, or [`UNDECIDED`].
     trace_flags: AtomicU16,
     pub(crate) parent: Option<OpId>,
@@ -134,15 +134,22 @@ struct Inner {
     detail: Detail,
     levels: SmallVec<[Level; 1]>,
     trail: Trail,
-    waits: SmallVec<[Waiting; 1]>,
-    /// The threads beside the first.
-    more_runners: Vec<Runner>,
+    waits: Vec<Waiting>,
     /// Gives levels and waits their numbers.
     next: u32,
-    failure: Option<Box<str>>,
+    rare: Option<Box<Rare>>,
     outcome: &'static Outcome,
     /// The op that waits for this call.
     waited_by: Option<(Arc<Record>, u32)>,
+}
+
+/// What few ops have. Each cache line of a record is fetched anew, as 256 ops ended since it was used: the fewer
+/// the better.
+#[derive(Clone, Debug, Default)]
+struct Rare {
+    failure: Option<Box<str>>,
+    /// The threads beside the first.
+    runners: Vec<Runner>,
 }
 
 #[derive(Clone, Debug)]
@@ -253,10 +260,9 @@ impl Record {
                     .into_iter()
                     .collect(),
                 trail: Trail::default(),
-                waits: SmallVec::new(),
-                more_runners: Vec::new(),
+                waits: Vec::new(),
                 next: FIRST,
-                failure: None,
+                rare: None,
                 outcome: &Outcome::Completed,
                 waited_by: None,
             }),
@@ -311,9 +317,8 @@ impl Record {
             levels,
             trail: Trail { past, dropped },
             waits,
-            more_runners,
             next,
-            failure,
+            rare,
             outcome,
             waited_by,
         } = inner.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -347,9 +352,9 @@ impl Record {
         past.clear();
         *dropped = 0;
         waits.clear();
-        more_runners.clear();
+        waits.shrink_to(2 * LEVELS);
         *next = FIRST;
-        *failure = None;
+        *rare = None;
         *outcome = &Outcome::Completed;
         *waited_by = None;
     }
@@ -362,11 +367,13 @@ impl Record {
         }
         self.ended.store(now.0.max(1), Relaxed);
         inner.outcome = match outcome {
-            Outcome::Completed | Outcome::Returned if inner.failure.is_some() => &Outcome::Failed,
+            Outcome::Completed | Outcome::Returned if inner.failure().is_some() => &Outcome::Failed,
             outcome => lasting_outcome(&outcome),
         };
         inner.waits.clear();
-        inner.more_runners.clear();
+        if let Some(rare) = &mut inner.rare {
+            rare.runners.clear();
+        }
         self.running.clear();
         let waited_by = inner.waited_by.take();
         drop(inner);
@@ -391,7 +398,7 @@ impl Record {
     }
 
     pub(crate) fn trace(&self) -> TraceId {
-        self.retraced.get().map_or(self.trace, |(trace, _)| *trace)
+        self.retraced.get().map_or(self.trace, |of| of.0)
     }
 
     /// The W3C trace flags; `None` while nobody has decided whether the trace is sampled.
@@ -402,15 +409,15 @@ impl Record {
     /// Puts the op into the trace that another tracing chose, under a span of it.
     #[cfg(any(feature = "http", feature = "otel"))]
     pub(crate) fn take_trace(&self, trace: TraceId, under: OpId, flags: u8) {
-        let _ = self.retraced.set((trace, under));
+        let _ = self.retraced.set(Box::new((trace, under)));
         self.trace_flags.store(u16::from(flags), Relaxed);
     }
 
     /// The span it hangs under in its trace.
     #[cfg(feature = "otel")]
     pub(crate) fn parent_span(&self) -> Option<OpId> {
-        match self.retraced.get() {
-            Some((trace, under)) if *trace != self.trace || self.parent.is_none() => Some(*under),
+        match self.retraced.get().map(|of| **of) {
+            Some((trace, under)) if trace != self.trace || self.parent.is_none() => Some(under),
             _ => self.parent,
         }
     }
@@ -612,7 +619,7 @@ impl Record {
         let runner = Runner { tid, since };
         let is_first = self.running.enter(runner, self.begun);
         if !is_first {
-            self.lock().more_runners.push(runner);
+            self.lock().rare().runners.push(runner);
         }
         is_first
     }
@@ -624,8 +631,9 @@ impl Record {
             return;
         }
         let mut inner = self.lock();
-        if let Some(at) = inner.more_runners.iter().rposition(|r| r.tid == tid) {
-            inner.more_runners.remove(at);
+        let Some(rare) = &mut inner.rare else { return };
+        if let Some(at) = rare.runners.iter().rposition(|r| r.tid == tid) {
+            rare.runners.remove(at);
         }
     }
 
@@ -649,7 +657,7 @@ impl Record {
         let failure = text::bounded(failure, text::MAX_TEXT);
         let mut inner = self.lock();
         if !self.has_ended() {
-            inner.failure = Some(failure.into());
+            inner.rare().failure = Some(failure.into());
         }
     }
 
@@ -701,6 +709,19 @@ fn lasting_outcome(outcome: &Outcome) -> &'static Outcome {
 }
 
 impl Inner {
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    fn failure(&self) -> Option<&str> {
+        self.rare.as_ref()?.failure.as_deref()
+    }
+
+    /// The threads that work for it beside the first.
+    fn more_runners(&self) -> &[Runner] {
+        self.rare.as_ref().map_or(&[], |rare| &rare.runners)
+    }
+
     fn number(&mut self) -> u32 {
         self.next = self.next.wrapping_add(1);
         self.next

@@ -5,6 +5,7 @@
 mod child;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod holding;
 mod load;
 mod server;
 
@@ -59,7 +60,10 @@ fn bench() -> ExitCode {
     ];
     let mut bench = Bench::start("http", &compared);
     println!("Servers and clients are processes of their own, with one thread each for HTTP.");
-    println!("`bodies` is a layer that wraps request and response bodies, and does nothing.\n");
+    println!("`bodies` is a layer that wraps request and response bodies, and does nothing;");
+    println!(
+        "`op` one that holds an op as well, and says nothing of it: the least a tracker can do.\n"
+    );
     let dir = tempfile::Builder::new().prefix("bench-").tempdir();
     let dir = dir.expect("a directory");
     servers(&mut bench, &dir);
@@ -68,7 +72,7 @@ fn bench() -> ExitCode {
 }
 
 fn servers(bench: &mut Bench, dir: &TempDir) {
-    let subjects: Vec<_> = ["bare", "bodies", "inflight", "tower-http", "otel"]
+    let subjects: Vec<_> = ["bare", "bodies", "op", "inflight", "tower-http", "otel"]
         .iter()
         .map(|name| RefCell::new(Subject::serving(name, dir)))
         .collect();

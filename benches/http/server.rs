@@ -13,14 +13,13 @@ use std::{
 use axum::{Router, body::Body, extract::Path, routing::get};
 use bytes::Bytes;
 use futures_util::stream;
-use http_body_util::{BodyExt, combinators::MapErr};
 use inflight::{Tracker, debug, http::ServerLayer, watchdog};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::{
     error::OTelSdkResult,
     trace::{SdkTracerProvider, SpanData, SpanExporter},
 };
-use tower::ServiceBuilder;
+use tower::{ServiceBuilder, layer::layer_fn};
 use tower_http::{
     map_request_body::MapRequestBodyLayer, map_response_body::MapResponseBodyLayer,
     trace::TraceLayer,
@@ -35,6 +34,7 @@ use tracing_subscriber::{
 use crate::{
     SERVES_ON,
     child::{say, stay_on},
+    holding::{Holding, same},
 };
 
 const CHUNKS: usize = 16;
@@ -79,6 +79,13 @@ pub(crate) fn serve(by: &str) {
                 .layer(MapRequestBodyLayer::new(same))
                 .layer(MapResponseBodyLayer::new(same)),
         ),
+        "op" => {
+            let tracker = tracker.clone();
+            app.layer(layer_fn(move |inner| Holding {
+                inner,
+                tracker: tracker.clone(),
+            }))
+        }
         "inflight" => app.layer(ServerLayer::new(&tracker)),
         "tower-http" => {
             let subscriber = Registry::default().with(CountClosed);
@@ -122,17 +129,12 @@ pub(crate) fn serve(by: &str) {
         assert_eq!(line, "recorded");
         let closed = CLOSED.load(Relaxed);
         let (recorded, lost) = match &*by {
-            "inflight" => (tracker.snapshot().totals.ended, 0),
+            "inflight" | "op" => (tracker.snapshot().totals.ended, 0),
             "otel" => (closed, closed - EXPORTED.load(Relaxed)),
             _ => (closed, 0),
         };
         say(&format!("recorded {recorded} {lost}"));
     }
-}
-
-// As little as a layer can do that wants to know when a body has ended.
-fn same(body: Body) -> MapErr<Body, fn(axum::Error) -> axum::Error> {
-    body.map_err(|error| error)
 }
 
 async fn streamed() -> Body {

@@ -23,7 +23,7 @@ impl Record {
         let progress = now.since(Stamp(self.progress.load(Relaxed)));
         let mut runners: SmallVec<[Runner; 2]> =
             self.running.runner(self.begun).into_iter().collect();
-        runners.extend_from_slice(&inner.more_runners);
+        runners.extend_from_slice(inner.more_runners());
         runners.sort_by_key(|runner| (runner.since, runner.tid));
         // A thread that entered the op twice is one thread, since its first entry.
         let mut threads: SmallVec<[Thread; 1]> = SmallVec::new();
@@ -116,7 +116,7 @@ impl Record {
             },
             events: self.events(&inner),
             events_dropped: inner.trail.dropped + inner.hidden_levels().len() as u64,
-            error: inner.failure.as_deref().map(text::clean),
+            error: inner.failure().map(text::clean),
             thread: threads.next().map(Box::new),
             more_threads: threads.collect(),
             caller,
