@@ -9,7 +9,6 @@ pub(crate) enum Target<'a> {
     /// A path or a word.
     Text(Cow<'a, str>),
     /// A URL, or a path with a query; its secrets are removed when it is shown.
-    #[cfg_attr(not(feature = "http"), expect(dead_code))]
     Url(Cow<'a, str>),
 }
 
