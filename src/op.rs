@@ -308,6 +308,7 @@ impl Drop for WaitingFor {
 
 impl Entered {
     /// Moves the op onto this thread's stack.
+    #[inline]
     pub(crate) fn with(op: Op) -> Self {
         let is_first = op
             .record()
@@ -330,12 +331,14 @@ impl Entered {
     }
 
     /// Takes the op back from the stack.
+    #[inline]
     pub(crate) fn leave(mut self) -> Option<Op> {
         let op = self.take();
         mem::forget(self);
         op
     }
 
+    #[inline]
     fn take(&mut self) -> Option<Op> {
         let op = STACK.try_with(|stack| {
             let mut stack = stack.try_borrow_mut().ok()?;

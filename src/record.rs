@@ -611,6 +611,7 @@ impl Record {
     }
 
     /// This thread works for it from now on. Says what [`Record::run_off`] is to be told.
+    #[inline]
     pub(crate) fn run_on(&self, tid: u32) -> bool {
         if self.has_ended() {
             return false;
@@ -625,6 +626,7 @@ impl Record {
     }
 
     /// This thread no longer works for it.
+    #[inline]
     pub(crate) fn run_off(&self, tid: u32, is_first: bool) {
         if is_first {
             self.running.clear();
