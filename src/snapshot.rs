@@ -225,7 +225,7 @@ pub struct Thread {
     pub tid: u32,
     /// Its name; empty until it was looked up in /proc.
     pub name: String,
-    /// Since when it works for the op.
+    /// Since when it works for the op, up to 10 ms too long: as of the last tick of the kernel's clock.
     pub since_ms: f64,
     /// Where it sleeps in the kernel, read by its own process.
     #[serde(skip_serializing_if = "Option::is_none")]
