@@ -2,7 +2,11 @@
 
 mod request;
 
-use inflight::{FutureExt, Op, Tracker, http::{ClientLayer, ServerLayer}, resource::Resource};
+use inflight::{
+    FutureExt, Op, Tracker,
+    http::{ClientLayer, ServerLayer},
+    resource::Resource,
+};
 use request::{Bodies, calls, requests, router, server};
 use std::{
     pin::pin,
