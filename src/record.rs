@@ -2,6 +2,7 @@
 
 mod describe;
 mod running;
+mod start;
 mod subject;
 
 use std::{
@@ -20,12 +21,16 @@ use smallvec::SmallVec;
 
 use crate::{
     clock::Stamp,
-    id::{Context, OpId, TraceId},
+    id::{OpId, TraceId},
     snapshot::{Kind, Outcome, ParentFrom},
     text,
 };
 
-pub(crate) use self::{describe::state_of, subject::Target};
+pub(crate) use self::{
+    describe::{Teller, state_of},
+    start::{Lineage, Parent, Start},
+    subject::Target,
+};
 use self::{
     running::{Runner, Running},
     subject::Subject,
@@ -193,42 +198,6 @@ pub(crate) struct Bar {
     pub(crate) from: Stamp,
     pub(crate) until: Stamp,
     pub(crate) is_wait: bool,
-}
-
-/// What is known of an op when it begins, besides its ids.
-#[derive(Debug)]
-pub(crate) struct Start<'a> {
-    pub(crate) kind: Kind,
-    pub(crate) name: Cow<'static, str>,
-    pub(crate) target: Target<'a>,
-    /// The route template that a framework matched; empty if none.
-    pub(crate) route: &'a str,
-    pub(crate) detail: Detail,
-    pub(crate) parent: Parent,
-    /// The phase it begins in.
-    pub(crate) phase: Option<&'static str>,
-}
-
-/// Where a new op hangs.
-#[derive(Clone, Debug)]
-pub(crate) enum Parent {
-    /// The current op; without one it is a root.
-    Current,
-    /// No op.
-    Root,
-    /// An op in the process that sent the request, and the W3C trace flags that came with it.
-    #[cfg_attr(not(feature = "http"), expect(dead_code))]
-    Remote(Context, ParentFrom, Option<u8>),
-}
-
-/// The ids of an op, and where it comes from.
-#[derive(Debug)]
-pub(crate) struct Lineage {
-    pub(crate) id: OpId,
-    pub(crate) trace: TraceId,
-    pub(crate) trace_flags: Option<u8>,
-    pub(crate) parent: Option<OpId>,
-    pub(crate) parent_from: Option<ParentFrom>,
 }
 
 impl Record {
@@ -711,6 +680,36 @@ fn lasting_outcome(outcome: &Outcome) -> &'static Outcome {
 }
 
 impl Inner {
+    /// Copies all that a description needs into memory that may be there from another op: then nothing is allocated.
+    fn copy_to<'a>(&self, copy: &'a mut Option<Self>) -> &'a Self {
+        let copy = match copy {
+            Some(copy) => copy,
+            none => return none.insert(self.clone()),
+        };
+        let Self {
+            subject,
+            detail,
+            levels,
+            trail,
+            waits,
+            next,
+            rare,
+            outcome,
+            waited_by: _,
+        } = self;
+        copy.subject.clone_from(subject);
+        copy.detail.clone_from(detail);
+        copy.levels.clone_from(levels);
+        copy.trail.past.clone_from(&trail.past);
+        copy.trail.dropped = trail.dropped;
+        copy.waits.clone_from(waits);
+        copy.next = *next;
+        copy.rare.clone_from(rare);
+        copy.outcome = outcome;
+        copy.waited_by = None;
+        copy
+    }
+
     fn rare(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
     }
@@ -777,7 +776,7 @@ mod tests {
     use std::time::Duration;
 
     use super::{
-        Detail, FIRST_EVENTS, LAST_EVENTS, Lineage, Parent, Record, Start, Target, WaitsFor,
+        Detail, FIRST_EVENTS, LAST_EVENTS, Lineage, Parent, Record, Start, Target, Teller, WaitsFor,
     };
     use crate::{
         clock::Stamp,
@@ -810,7 +809,7 @@ mod tests {
     }
 
     fn at(record: &Record, n: u64) -> LiveOp {
-        record.describe(ms(n), Duration::from_secs(1), Duration::from_secs(10))
+        Teller::new(Duration::from_secs(1), Duration::from_secs(10)).tell(record, ms(n))
     }
 
     fn trail(op: &LiveOp) -> Vec<(f64, &str)> {
@@ -905,6 +904,32 @@ mod tests {
         let op = at(&record, 5);
 
         assert_eq!((op.age_ms, op.progress_ms), (5.0, 5.0));
+    }
+
+    // A field that is forgotten where the copy is used again would tell of another op.
+    #[test]
+    fn whoever_tells_of_many_ops_tells_of_each_alone() {
+        let (full, empty) = (record(), record());
+        full.set_target(&Target::Text("/a".into()));
+        full.detail(|detail| {
+            *detail = Detail::Http {
+                peer: None,
+                status: Some(200),
+            }
+        });
+        full.phase(ms(1), "x".into(), false);
+        full.phase(ms(2), "y".into(), true);
+        full.nested(ms(3), "z".into());
+        full.start_waiting(ms(3), WaitsFor::Call(OpId::mixed(5)));
+        full.fail("because".into());
+        assert!(full.run_on(7));
+        assert!(!full.run_on(8));
+
+        let mut teller = Teller::new(Duration::from_secs(1), Duration::from_secs(10));
+        for record in [&full, &empty, &full] {
+            assert_eq!(teller.tell(record, ms(9)), at(record, 9));
+        }
+        assert_ne!(at(&full, 9), at(&empty, 9));
     }
 
     #[test]

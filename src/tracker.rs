@@ -15,7 +15,7 @@ use crate::{
     id::{IdMap, OpId},
     live::{Shared, Source},
     op::{Op, with_current},
-    record::{Detail, Lineage, Record, Target, state_of},
+    record::{Detail, Lineage, Record, Target, Teller, state_of},
     snapshot::{
         EndedOp, Filter, Kind, LiveOp, Off, On, Process, SCHEMA, Snapshot, State, Totals, millis,
     },
@@ -137,9 +137,7 @@ impl Tracker {
         live.retain(|(begun, _, record)| filter.keeps(record.kind, now.since(*begun)));
         live.truncate(filter.most());
 
-        let describe_at =
-            |at, record: &Record| record.describe(at, shared.slow_after, shared.stuck_after);
-        let describe = |record: &Record| describe_at(now, record);
+        let mut teller = Teller::new(shared.slow_after, shared.stuck_after);
         let mut snapshot = Snapshot {
             schema: SCHEMA.to_owned(),
             taken_at: utc_now(),
@@ -148,12 +146,15 @@ impl Tracker {
             off: shared.off(),
             slow_after_ms: millis(shared.slow_after),
             stuck_after_ms: millis(shared.stuck_after),
-            ops: live.iter().map(|(.., record)| describe(record)).collect(),
+            ops: live
+                .iter()
+                .map(|(.., record)| teller.tell(record, now))
+                .collect(),
             recent: shared
                 .ended()
                 .iter()
                 .map(|record| EndedOp {
-                    op: describe_at(record.ended_at(), record),
+                    op: teller.tell(record, record.ended_at()),
                     duration_ms: millis(Duration::from_nanos(record.nanos())),
                     ended_ms: millis(now.since(record.ended_at())),
                     outcome: record.outcome(),
@@ -178,7 +179,7 @@ impl Tracker {
             .sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
         let kept = snapshot.ops.len();
         if kept < in_flight {
-            self.add_waited_for(&mut snapshot.ops, describe);
+            self.add_waited_for(&mut snapshot.ops, |record| teller.tell(record, now));
         }
         share_progress(&mut snapshot.ops, shared.slow_after, shared.stuck_after);
         snapshot.ops.truncate(kept);
@@ -186,7 +187,7 @@ impl Tracker {
     }
 
     // What an op waits for counts for its progress, shown or not.
-    fn add_waited_for(&self, ops: &mut Vec<LiveOp>, describe: impl Fn(&Record) -> LiveOp) {
+    fn add_waited_for(&self, ops: &mut Vec<LiveOp>, mut describe: impl FnMut(&Record) -> LiveOp) {
         if ops.iter().all(|op| waited_for(op).next().is_none()) {
             return;
         }

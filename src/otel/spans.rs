@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::{
     clock::Stamp,
     id::{Context, OpId, TraceId},
-    record::{Bar, Record},
+    record::{Bar, Record, Teller},
     snapshot::{Http, Kind, LiveOp, Outcome, Resource, Snapshot},
 };
 
@@ -79,7 +79,7 @@ impl Clock {
 /// The span of an op that has ended, and one for each of its phases.
 pub(super) fn ended(record: &Record, clock: Clock, link: Option<Context>) -> Vec<SpanData> {
     let end = record.ended_at();
-    let op = record.describe(end, Duration::MAX, Duration::MAX);
+    let op = Teller::new(Duration::MAX, Duration::MAX).tell(record, end);
     let outcome = record.outcome();
     let bars = record.bars(end);
     let mut attributes = attributes(&op);

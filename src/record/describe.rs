@@ -14,11 +14,34 @@ use crate::{
 
 const GAP: &str = "..";
 
-impl Record {
+/// Tells ops as plain data. What an op is doing is copied, into memory that the op before has left, and formatted
+/// when its lock is free again: nobody who moves an op waits for that.
+#[derive(Debug)]
+pub(crate) struct Teller {
+    slow: Duration,
+    stuck: Duration,
+    copy: Option<Inner>,
+}
+
+impl Teller {
+    /// After how long without progress an op is slow, and stuck.
+    pub(crate) fn new(slow: Duration, stuck: Duration) -> Self {
+        Self {
+            slow,
+            stuck,
+            copy: None,
+        }
+    }
+
     /// The op as plain data, its times as of `now`: one that ends meanwhile is told as it was.
-    pub(crate) fn describe(&self, now: Stamp, slow: Duration, stuck: Duration) -> LiveOp {
-        // Under the lock, for half a microsecond: a copy of it would take as long to make as what is made of it.
-        let inner = self.lock();
+    pub(crate) fn tell(&mut self, record: &Record, now: Stamp) -> LiveOp {
+        let inner = record.lock().copy_to(&mut self.copy);
+        record.describe(inner, now, self.slow, self.stuck)
+    }
+}
+
+impl Record {
+    fn describe(&self, inner: &Inner, now: Stamp, slow: Duration, stuck: Duration) -> LiveOp {
         let since = |stamp: Stamp| millis(now.since(stamp));
         let progress = now.since(Stamp(self.progress.load(Relaxed)));
         let mut runners: SmallVec<[Runner; 2]> =
@@ -114,7 +137,7 @@ impl Record {
                 age_ms: since(inner.levels.last().map_or(self.begun, |level| level.since)),
                 wait: wait_of(&inner.waits, now),
             },
-            events: self.events(&inner),
+            events: self.events(inner),
             events_dropped: inner.trail.dropped + inner.hidden_levels().len() as u64,
             error: inner.failure().map(text::clean),
             thread: threads.next().map(Box::new),

@@ -14,7 +14,7 @@ pub(crate) enum Target<'a> {
 
 /// The same as it is kept. The route that a framework matched stands behind it, in one string: each more would
 /// be one more place in memory that an op fetches.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Subject {
     text: String,
     route_at: usize,
@@ -83,6 +83,22 @@ impl Subject {
 
     pub(super) fn route(&self) -> Option<&str> {
         Some(&self.text[self.route_at..]).filter(|route| !route.is_empty())
+    }
+}
+
+impl Clone for Subject {
+    fn clone(&self) -> Self {
+        Self {
+            text: self.text.clone(),
+            ..*self
+        }
+    }
+
+    // Into the memory that is there: what is derived makes a new string.
+    fn clone_from(&mut self, source: &Self) {
+        self.text.clone_from(&source.text);
+        self.route_at = source.route_at;
+        self.is = source.is;
     }
 }
 
