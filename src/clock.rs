@@ -24,13 +24,6 @@ impl Stamp {
         Self((now.tv_sec as u64).wrapping_mul(1_000_000_000) + now.tv_nsec as u64)
     }
 
-    pub(crate) fn after(self, time: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
-        )
-    }
-
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }

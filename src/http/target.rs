@@ -18,21 +18,21 @@ pub(super) fn of_uri(uri: &Uri) -> Target<'_> {
     let Some(authority) = uri.authority() else {
         return of_path(uri);
     };
-    // To ask for host and port takes the authority apart twice; most have nothing to leave out.
-    let mut authority = authority.as_str();
-    if authority.bytes().any(|byte| byte == b'@') {
-        authority = authority.rsplit_once('@').map_or("", |(_, host)| host);
-    }
+    let (host, port) = host_and_port(authority.as_str());
     let both = match uri.path_and_query() {
         Some(both) => both.as_str(),
         None => "",
     };
-    let mut out = String::with_capacity(MAX_URL.min(40 + authority.len() + both.len()));
+    let mut out = String::with_capacity(MAX_URL.min(40 + host.len() + both.len()));
     if let Some(scheme) = uri.scheme_str() {
         push(&mut out, scheme);
         out.push_str("://");
     }
-    push(&mut out, authority.strip_suffix(':').unwrap_or(authority));
+    push(&mut out, host);
+    if let Some(port) = port.filter(|port| !port.is_empty()) {
+        out.push(':');
+        push(&mut out, port);
+    }
     if both.starts_with('/') && out.len() + both.len() < MAX_URL {
         out.push_str(both);
     } else if !both.is_empty() {
@@ -103,23 +103,42 @@ fn parts(url: &str) -> Option<Target<'static>> {
             return None;
         }
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let host = match authority.rsplit_once('@') {
-            Some((_, host)) => host,
-            None => authority,
-        };
-        let name = host.rfind(']').map_or(0, |end| end + 1);
-        let name = host[name..].find(':').map_or(host.len(), |at| name + at);
-        let port = host[name..].strip_prefix(':').unwrap_or_default();
-        if name == 0 || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        let (host, port) = host_and_port(authority);
+        let port = port?;
+        if host.is_empty() {
             return None;
         }
         out.push_str(scheme);
         out.push_str("://");
         push(&mut out, host);
+        if !port.is_empty() {
+            push(&mut out, ":");
+            push(&mut out, port);
+        }
         push_path(&mut out, path);
     }
     push_query(&mut out, query);
     Some(Target::Url(out.into()))
+}
+
+// Without userinfo. What follows the host is a port, or none (empty); what is no port (`None`) may be a password that
+// had a `/` in it.
+fn host_and_port(authority: &str) -> (&str, Option<&str>) {
+    let bare = match authority.bytes().rposition(|byte| byte == b'@') {
+        Some(at) => &authority[at + 1..],
+        None => authority,
+    };
+    let name = bare
+        .bytes()
+        .rposition(|byte| byte == b']')
+        .map_or(0, |end| end + 1);
+    let colon = bare[name..].bytes().position(|byte| byte == b':');
+    let Some(colon) = colon.map(|at| name + at) else {
+        return (bare, Some(""));
+    };
+    let port = Some(&bare[colon + 1..]);
+    let port = port.filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+    (&bare[..colon], port)
 }
 
 fn push_path(out: &mut String, path: &str) {
@@ -215,6 +234,11 @@ mod tests {
             "http://api:80/x?a=..&token=.."
         );
         assert_eq!(client("http://api".to_owned()), "http://api/");
+        assert_eq!(
+            client("http://bob:s3c/ret@api/x".to_owned()),
+            "http://bob/ret@api/x"
+        );
+        assert_eq!(client("http://[::1]:80/x".to_owned()), "http://[::1]:80/x");
         assert_eq!(client("http://api:?x=1".to_owned()), "http://api/?x=..");
         assert_eq!(client("api:443".to_owned()), "api:443");
         assert_eq!(server("bob:s3cret@api:443".to_owned()), "api:443");

@@ -1,10 +1,7 @@
 //! The thread that works for an op. Most have one at most, and it comes and goes with each poll of a future: it is
 //! kept in one atomic number, so that it waits for nobody and nobody for it.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Duration,
-};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::clock::Stamp;
 
@@ -41,11 +38,11 @@ impl Running {
 
     pub(super) fn runner(&self, begun: Stamp) -> Option<Runner> {
         let noted = self.0.load(Relaxed);
-        let after = Duration::from_micros(noted & MICROS);
+        let after = (noted & MICROS) * 1_000;
         let tid = (noted >> (u64::BITS - TID_BITS)) as u32;
         (noted != 0).then(|| Runner {
             tid,
-            since: begun.after(after),
+            since: Stamp(begun.0.saturating_add(after)),
         })
     }
 }
