@@ -442,7 +442,12 @@ fn a_command_that_is_run_may_read_from_the_terminal() {
 #[test]
 fn control_c_on_the_terminal_is_for_the_command() {
     let program = env!("CARGO_BIN_EXE_inflight");
-    let caught = "trap \"echo caught; exit 5\" INT; echo ready; while :; do sleep 0.1; done";
+    // Before the terminal is its own, what is typed is for the shell around `inflight` too.
+    let is_lent = "read -r _ _ _ _ group _ _ has _ </proc/$$/stat; [ $group = $has ]";
+    let caught = format!(
+        "trap \"echo caught; exit 5\" INT; \
+         until {is_lent}; do sleep 0.01; done; echo ready; while :; do sleep 0.1; done"
+    );
     let command = format!("{program} run -t 20s -- sh -c '{caught}'");
 
     let (code, said) = on_terminal(&command, "ready", "\u{3}");
