@@ -15,7 +15,7 @@ use inflight::{
 };
 use rustix::process::Signal;
 
-use super::{signals::Signals, terminal::Foreground};
+use super::{signals::Signals, terminal::Terminal};
 
 /// What a command is given to end after TERM, and after KILL.
 const LAST: Duration = Duration::from_secs(1);
@@ -49,9 +49,9 @@ pub(crate) fn run(tracker: &Tracker, timeout: Duration, command: &[OsString]) ->
             });
         }
     };
-    let foreground = Foreground::give(&child);
-    let over = wait(&mut child, &signals, timeout);
-    drop(foreground);
+    let mut terminal = Terminal::lend(&child);
+    let over = wait(&mut child, &signals, &mut terminal, timeout);
+    drop(terminal);
     match over {
         Ok(Over::Ended(status)) => code_of(status),
         Ok(Over::Signalled(signal)) => {
@@ -83,12 +83,23 @@ pub(crate) fn run(tracker: &Tracker, timeout: Duration, command: &[OsString]) ->
 }
 
 // Never waits for one that cannot die.
-fn wait(child: &mut Group, signals: &Signals, timeout: Duration) -> io::Result<Over> {
-    let until = Instant::now() + timeout;
+fn wait(
+    child: &mut Group,
+    signals: &Signals,
+    terminal: &mut Terminal,
+    timeout: Duration,
+) -> io::Result<Over> {
+    let mut until = Instant::now() + timeout;
     loop {
         let left = until.saturating_duration_since(Instant::now());
         if let Some(status) = child.ended_within(left.min(LOOK))? {
             return Ok(Over::Ended(status));
+        }
+        if let Some(signal) = child.stopped_by() {
+            let stopped = Instant::now();
+            terminal.stop(signal, child);
+            // Who is stopped by the user does not hang.
+            until += stopped.elapsed();
         }
         if let Some(signal) = signals.next() {
             return Ok(Over::Signalled(signal));

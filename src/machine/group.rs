@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use super::{Sleeper, sleepers};
 
@@ -65,6 +65,15 @@ impl Group {
             thread::sleep(pause.min(left));
             pause = (pause * 2).min(LOOK);
         }
+    }
+
+    /// The signal that has stopped the program since this was asked last.
+    #[must_use]
+    pub fn stopped_by(&self) -> Option<Signal> {
+        let id = Pid::from_raw(self.id().cast_signed())?;
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
+        let status = waitid(WaitId::Pid(id), options).ok()??;
+        Signal::from_named_raw(status.stopping_signal()?)
     }
 
     /// Lists the threads of the group, and where they sleep.

@@ -439,21 +439,52 @@ fn a_command_that_is_run_may_read_from_the_terminal() {
     assert!(said.contains("second two"), "{said}");
 }
 
+/// For a shell: says that it is ready once the terminal is its own. What is typed before is for the shell around
+/// `inflight` too.
+const READY: &str = "until read -r _ _ _ _ group _ _ has _ </proc/$$/stat; [ $group = $has ]; \
+                     do sleep 0.01; done; echo ready";
+
 #[test]
 fn control_c_on_the_terminal_is_for_the_command() {
     let program = env!("CARGO_BIN_EXE_inflight");
-    // Before the terminal is its own, what is typed is for the shell around `inflight` too.
-    let is_lent = "read -r _ _ _ _ group _ _ has _ </proc/$$/stat; [ $group = $has ]";
-    let caught = format!(
-        "trap \"echo caught; exit 5\" INT; \
-         until {is_lent}; do sleep 0.01; done; echo ready; while :; do sleep 0.1; done"
-    );
+    let caught = format!("trap \"echo caught; exit 5\" INT; {READY}; while :; do sleep 0.1; done");
     let command = format!("{program} run -t 20s -- sh -c '{caught}'");
 
     let (code, said) = on_terminal(&command, "ready", "\u{3}");
 
     assert_eq!(code, Some(5), "{said}");
     assert!(said.contains("caught"), "{said}");
+}
+
+#[test]
+fn a_command_whose_input_is_a_file_may_ask_the_terminal() {
+    let program = env!("CARGO_BIN_EXE_inflight");
+    let asks = "echo ready; read -r line </dev/tty; echo read $line";
+    // A shell with job control would say that it was stopped.
+    let job = format!("{program} run -t 20s -- sh -c \"$ASKS\" </dev/null");
+    let command = format!("ASKS='{asks}' sh -c 'set -m; {job}; exit $?'");
+
+    let (code, said) = on_terminal(&command, "ready", "word\n");
+
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("read word"), "{said}");
+}
+
+#[test]
+fn control_z_stops_run_and_its_command_and_fg_goes_on_with_both() {
+    let program = env!("CARGO_BIN_EXE_inflight");
+    // The shell around has job control, as that of a user.
+    let script = format!("{READY}; read -r line; echo read $line; exit 6");
+    let command = format!(
+        "SCRIPT='{script}' sh -c 'set -m; {program} run -t 20s -- sh -c \"$SCRIPT\"; \
+         echo stopped $?; fg; echo ended $?'"
+    );
+
+    let (_, said) = on_terminal(&command, "ready", "\u{1a}on\n");
+
+    for part in ["stopped 148", "read on", "ended 6"] {
+        assert!(said.contains(part), "{part} is missing in\n{said}");
+    }
 }
 
 #[test]
