@@ -1,7 +1,7 @@
 //! The shared state of a tracker: the live set, the ended ops worth keeping, and the counts.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     hash::{BuildHasher, Hasher, RandomState},
     hint,
     sync::{
@@ -45,7 +45,16 @@ const SLOWEST: usize = 8;
 
 /// What adds its own part to a snapshot: resources and mounts.
 pub(crate) trait Source: Send + Sync {
-    fn describe(&self, snapshot: &mut Snapshot, now: Stamp);
+    fn describe(&self, snapshot: &mut Snapshot, listed: &Listed, now: Stamp);
+}
+
+/// The records of the ops in a snapshot, each at the place that the op has there.
+#[cfg_attr(not(feature = "fuse"), expect(dead_code))]
+pub(crate) struct Listed {
+    pub(crate) ops: Vec<Arc<Record>>,
+    pub(crate) recent: Vec<Arc<Record>>,
+    // The places of the ops that wait for a resource, by its number.
+    waiting: HashMap<String, Vec<usize>>,
 }
 
 /// What all handles of one tracker share.
@@ -272,7 +281,12 @@ impl Shared {
 
     pub(crate) fn add_source(&self, source: Weak<dyn Source>) {
         let mut sources = lock(&self.sources);
-        sources.retain(|source| source.strong_count() > 0);
+        // Not each time: whoever has a lock for each of his files would look at all of them for each.
+        if sources.len() == sources.capacity() {
+            sources.retain(|source| source.strong_count() > 0);
+            let left = sources.len();
+            sources.reserve(left + 1);
+        }
         sources.push(source);
     }
 
@@ -281,6 +295,32 @@ impl Shared {
             .iter()
             .filter_map(Weak::upgrade)
             .collect()
+    }
+}
+
+impl Listed {
+    pub(crate) fn new(
+        ops: Vec<Arc<Record>>,
+        recent: Vec<Arc<Record>>,
+        snapshot: &Snapshot,
+    ) -> Self {
+        let mut waiting: HashMap<String, Vec<usize>> = HashMap::new();
+        for (place, op) in snapshot.ops.iter().enumerate() {
+            let wait = op.phase.wait.as_ref();
+            if let Some(resource) = wait.and_then(|wait| wait.resource.as_ref()) {
+                waiting.entry(resource.clone()).or_default().push(place);
+            }
+        }
+        Self {
+            ops,
+            recent,
+            waiting,
+        }
+    }
+
+    /// The places of the ops that wait for a resource.
+    pub(crate) fn waiting_for(&self, resource: &str) -> &[usize] {
+        self.waiting.get(resource).map_or(&[], Vec::as_slice)
     }
 }
 

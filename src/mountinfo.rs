@@ -30,7 +30,7 @@ pub(crate) fn around<'a>(mounts: &'a [Mounted], path: &Path) -> Option<&'a Mount
 }
 
 /// Whether such a path leads into a FUSE file system.
-#[cfg(any(feature = "debug", test))]
+#[cfg(any(feature = "debug", feature = "fuse", feature = "testing", test))]
 pub(crate) fn is_in_fuse(mounts: &[Mounted], path: &Path) -> bool {
     around(mounts, path).is_some_and(|mount| mount.is_fuse)
 }

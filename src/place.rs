@@ -24,6 +24,9 @@ pub(crate) const GRACE: Duration = Duration::from_millis(500);
 
 const RETRY: Duration = Duration::from_millis(10);
 
+const NO_HELPER: &str =
+    "fusermount3, of the package fuse3, is not in PATH, or on a FUSE mount itself";
+
 /// A FUSE mount as /proc/self/mountinfo has it.
 ///
 /// Both numbers are used again once it is gone: a place is to be trusted only as long as it was not seen
@@ -150,8 +153,13 @@ impl Place {
 
     // The kernel may write pages back first, and wait for the file system in that.
     fn unmount_once(&self, flags: UnmountFlags, deadline: Instant) -> io::Result<()> {
-        let path = self.path.clone();
-        let done = within(deadline, GRACE, move || unmount(&path, flags));
+        let place = self.clone();
+        // The thread may begin late, when it is another one's.
+        let unmount = move || match place.is_there() {
+            true => unmount(&place.path, flags),
+            false => Err(Errno::INVAL),
+        };
+        let done = within(deadline, GRACE, unmount);
         match done {
             Some(Ok(())) => Ok(()),
             Some(Err(Errno::PERM)) => self.fusermount(flags, deadline),
@@ -162,9 +170,12 @@ impl Place {
 
     // Without privileges, the helper of the package fuse3 does it.
     fn fusermount(&self, flags: UnmountFlags, deadline: Instant) -> io::Result<()> {
-        // As fuser finds it.
-        let helper = std::env::var_os("FUSERMOUNT_PATH");
-        let mut command = Command::new(helper.unwrap_or_else(|| "fusermount3".into()));
+        let helper = std::env::var_os("FUSERMOUNT_PATH").map(PathBuf::from);
+        let Some(helper) = helper.or_else(helper_in_path) else {
+            return Err(io::Error::new(io::ErrorKind::NotFound, NO_HELPER));
+        };
+        let mut command = Command::new(helper);
+        command.current_dir("/");
         command.args(["-u", "-q"]);
         if flags.contains(UnmountFlags::DETACH) {
             command.arg("-z");
@@ -183,6 +194,18 @@ impl Place {
             }
         }
     }
+}
+
+// Not by its name alone: whoever starts a process waits until it has found its program, and a PATH may lead into
+// the very mount that hangs.
+fn helper_in_path() -> Option<PathBuf> {
+    let mounts = mountinfo::read().ok()?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(["/usr/bin".into(), "/bin".into()]);
+    let mut helpers = dirs.map(|dir| dir.join("fusermount3"));
+    helpers.find(|helper| {
+        helper.is_absolute() && !mountinfo::is_in_fuse(&mounts, helper) && helper.is_file()
+    })
 }
 
 // What is seen at a path is the last line about it: `Some(None)` if it is no FUSE file system, `None` if

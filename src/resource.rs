@@ -33,11 +33,11 @@ use std::{
 use crate::{
     clock::Stamp,
     id::OpId,
-    live::Source,
+    live::{Listed, Source},
     op::{WaitingFor, with_current},
     process,
     record::{Record, WaitsFor},
-    snapshot::{self, On, Party, Snapshot, Thread, millis},
+    snapshot::{self, Party, Snapshot, Thread, millis},
     text,
     tracker::Tracker,
 };
@@ -328,7 +328,7 @@ impl State {
 }
 
 impl Source for State {
-    fn describe(&self, snapshot: &mut Snapshot, now: Stamp) {
+    fn describe(&self, snapshot: &mut Snapshot, listed: &Listed, now: Stamp) {
         let (holders, waiters) = {
             let parties = self.lock();
             (parties.holders.clone(), parties.waiters.clone())
@@ -344,11 +344,9 @@ impl Source for State {
         };
         let id = self.id.to_string();
         let capacity = self.capacity.load(Relaxed);
-        for op in &mut snapshot.ops {
-            let waits = op.phase.wait.iter_mut();
-            let mut waits =
-                waits.filter(|wait| wait.on == On::Resource && wait.resource.as_ref() == Some(&id));
-            if let Some(wait) = waits.next() {
+        for place in listed.waiting_for(&id) {
+            let op = snapshot.ops.get_mut(*place);
+            if let Some(wait) = op.and_then(|op| op.phase.wait.as_mut()) {
                 wait.ops = holders.iter().filter_map(|holder| holder.op).collect();
                 // One that is given back frees a waiter: all of them only where there is one.
                 wait.all = wait.others == 0 && capacity == 1;

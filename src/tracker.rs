@@ -13,7 +13,7 @@ use crate::outlet::Outlet;
 use crate::{
     clock::Stamp,
     id::{IdMap, OpId},
-    live::{Shared, Source},
+    live::{Listed, Shared, Source},
     op::{Op, with_current},
     record::{Detail, Lineage, Record, Target, Teller, state_of},
     snapshot::{
@@ -104,6 +104,13 @@ impl Tracker {
         self.shared.set_enabled(off);
     }
 
+    /// Notices, where a process begins to serve, that it is not the one that made the tracker: from then on its
+    /// ops have ids of their own.
+    #[cfg(any(feature = "debug", feature = "fuse", feature = "http"))]
+    pub(crate) fn begins_to_serve(&self) {
+        self.shared.process();
+    }
+
     /// Says whether new ops are recorded.
     #[must_use]
     pub fn is_enabled(&self) -> bool {
@@ -136,6 +143,8 @@ impl Tracker {
         let ended = begun.saturating_sub(in_flight as u64);
         live.retain(|(begun, _, record)| filter.keeps(record.kind, now.since(*begun)));
         live.truncate(filter.most());
+        let live: Vec<_> = live.into_iter().map(|(.., record)| record).collect();
+        let recent = shared.ended();
 
         let mut teller = Teller::new(shared.slow_after, shared.stuck_after);
         let mut snapshot = Snapshot {
@@ -146,12 +155,8 @@ impl Tracker {
             off: shared.off(),
             slow_after_ms: millis(shared.slow_after),
             stuck_after_ms: millis(shared.stuck_after),
-            ops: live
-                .iter()
-                .map(|(.., record)| teller.tell(record, now))
-                .collect(),
-            recent: shared
-                .ended()
+            ops: live.iter().map(|record| teller.tell(record, now)).collect(),
+            recent: recent
                 .iter()
                 .map(|record| EndedOp {
                     op: teller.tell(record, record.ended_at()),
@@ -171,8 +176,9 @@ impl Tracker {
             },
             ..Snapshot::default()
         };
+        let listed = Listed::new(live, recent, &snapshot);
         for source in shared.sources() {
-            source.describe(&mut snapshot, now);
+            source.describe(&mut snapshot, &listed, now);
         }
         snapshot
             .resources

@@ -6,6 +6,7 @@ use axum::extract::{Path, Query, State};
 use axum::response::sse::{Event, Sse};
 use futures_util::stream::{Stream, unfold};
 use serde::Deserialize;
+use tokio::time::{Instant, timeout_at};
 
 use crate::api::{ConversationState, StreamResponse};
 use crate::server::{Refused, Server};
@@ -32,8 +33,10 @@ pub(crate) async fn stream(
     let frames = unfold(start, move |(server, mut changes, mut last, mut told)| {
         let id = id.clone();
         async move {
+            // Other conversations change as well, which tells the reader of this one nothing.
+            let due = Instant::now() + HEARTBEAT;
             loop {
-                let changed = tokio::time::timeout(HEARTBEAT, changes.changed()).await;
+                let changed = timeout_at(due, changes.changed()).await;
                 let heartbeat = changed.is_err();
                 let (conversation, messages) = server.news(&id, last)?;
                 let state = (conversation.working, conversation.slug.clone());

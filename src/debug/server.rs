@@ -40,6 +40,7 @@ pub struct Server {
 /// serves of `$INFLIGHT_DIR`, `$RUNTIME_DIRECTORY/inflight`, `$XDG_RUNTIME_DIR/inflight`,
 /// `/run/user/UID/inflight` and `/tmp/inflight-UID`. The reports of other processes find it there.
 pub fn serve(tracker: &Tracker) -> Server {
+    tracker.begins_to_serve();
     let mut server = Server {
         path: None,
         problem: None,

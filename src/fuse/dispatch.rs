@@ -149,6 +149,9 @@ struct State<C> {
     standing_by: bool,
     // The reader sleeps until an op begins.
     dozing: bool,
+    // How many had finished when the standby last began to read.
+    read_at: Option<u64>,
+    watch_is_called: bool,
     closed: bool,
 }
 
@@ -214,6 +217,8 @@ impl<C> Dispatch<C> {
                 loop_ended: false,
                 standing_by: false,
                 dozing: false,
+                read_at: None,
+                watch_is_called: false,
                 closed: false,
             }),
             standby: Condvar::new(),
@@ -247,7 +252,7 @@ impl<C> Dispatch<C> {
         if state.closed {
             return Some((None, op));
         }
-        if op.running.root && state.busy < self.slots {
+        if op.running.root {
             let until = Instant::now() + ROOT_PATIENCE;
             state.behind.push_back((until, op));
             drop(state);
@@ -337,7 +342,10 @@ impl<C> Dispatch<C> {
             }
             next_look = now + LOOK;
             match looks.look(state.busy >= self.slots, state.begun, state.finished) {
-                Look::Read => break,
+                Look::Read => {
+                    state.read_at = Some(state.finished);
+                    break;
+                }
                 Look::Doze => {
                     state.dozing = true;
                     looks = Looks::default();
@@ -389,11 +397,17 @@ impl<C> Dispatch<C> {
         self.lock().loop_ended
     }
 
-    /// Sleeps until an event loop ends or it is closed.
-    pub(super) fn wait_for_end(&self) {
+    /// Sleeps until an event loop ends or it is closed, or so long. Says whether it is over.
+    pub(super) fn wait_for_end(&self, at_most: Duration) -> bool {
+        let until = Instant::now() + at_most;
         let mut state = self.lock();
-        while !state.closed && !state.loop_ended {
-            state = wait(&self.watch, state, None);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let is_over = state.closed || state.loop_ended;
+            if is_over || left.is_zero() {
+                return is_over;
+            }
+            state = wait(&self.watch, state, Some(left));
         }
     }
 
@@ -401,7 +415,14 @@ impl<C> Dispatch<C> {
         self.lock().closed
     }
 
-    /// Sleeps until there is something to do for parked ops, or so long. A check is due at `check_at`.
+    /// Has whoever looks after parked ops look at what else there is.
+    pub(super) fn wake_watch(&self) {
+        self.lock().watch_is_called = true;
+        self.watch.notify_all();
+    }
+
+    /// Sleeps until there is something to do for parked ops, or it is called, or so long. A check is due at
+    /// `check_at`.
     pub(super) fn watch(&self, check_at: Instant, at_most: Duration) -> Duty<C> {
         let until = Instant::now() + at_most;
         let mut state = self.lock();
@@ -421,7 +442,7 @@ impl<C> Dispatch<C> {
                 }
                 wake = wake.min(check_at);
             }
-            if now >= until {
+            if now >= until || mem::take(&mut state.watch_is_called) {
                 return Duty::None;
             }
             if let Some((late, _)) = state.behind.front() {
@@ -444,8 +465,10 @@ impl<C> Dispatch<C> {
         }
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.lock().busy >= self.slots
+    /// Whether all slots are busy, and none has come free since the standby began to read for that.
+    pub(super) fn hangs(&self) -> bool {
+        let state = self.lock();
+        state.busy >= self.slots && state.read_at == Some(state.finished)
     }
 
     fn lock(&self) -> MutexGuard<'_, State<C>> {

@@ -539,10 +539,11 @@ fn is_ours(inode: INodeNo) -> bool {
     File::of(inode).is_some()
 }
 
-// A release has no caller to wait for it, and must reach the file system once.
+// A release has no caller to wait for it, and a flush one that the kernel does not let go: both must reach the
+// file system once, or what it wrote and the locks it held are lost.
 fn caller_to_ask(name: &str, request: &Request) -> u32 {
     match name {
-        "release" | "releasedir" => 0,
+        "flush" | "release" | "releasedir" => 0,
         _ => request.pid(),
     }
 }

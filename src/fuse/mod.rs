@@ -73,6 +73,8 @@ const WARM_AGAIN: Duration = Duration::from_secs(60);
 
 const WARM_RETRY: Duration = Duration::from_secs(2);
 
+const LOOK_FOR_END: Duration = Duration::from_secs(1);
+
 const FINISH_POLL: Duration = Duration::from_millis(5);
 
 /// A mounted file system; dropped, it is unmounted.
@@ -93,7 +95,7 @@ trait Control: Send + Sync {
     fn close(&self);
     fn is_gone(&self) -> bool;
     fn was_unmounted(&self) -> bool;
-    fn wait_for_end(&self);
+    fn wait_for_end(&self, at_most: Duration) -> bool;
     fn threads_left(&self) -> Vec<String>;
 }
 
@@ -152,6 +154,7 @@ pub fn spawn_mount_with<F: Filesystem>(
     tracker: &Tracker,
     options: Options,
 ) -> io::Result<Mount> {
+    tracker.begins_to_serve();
     // All that must be asked of the path is asked while nothing of ours is mounted there.
     let path = dir.as_ref().canonicalize()?;
     let mode = std::os::unix::fs::MetadataExt::mode(&path.metadata()?);
@@ -164,7 +167,8 @@ pub fn spawn_mount_with<F: Filesystem>(
     config.n_threads = Some(slots + 1);
 
     let shared = Shared::new(tracker, &path, slots, &options);
-    shared.learn_root(directory(mode, getuid().as_raw(), getgid().as_raw()));
+    let root = directory(mode, getuid().as_raw(), getgid().as_raw());
+    shared.learn_root(root, shared.root_version().unwrap_or_default());
     let tracked = Tracked::sharing(file_system, Arc::clone(&shared));
     let session = Session::new(tracked, &path, &config).map_err(|error| explain(&path, &error))?;
     let place = Place::find(&path);
@@ -232,7 +236,8 @@ impl Mount {
     ///
     /// What fuser says at the end of the session, or which thread is left.
     pub fn join(mut self) -> io::Result<()> {
-        self.control.wait_for_end();
+        // An event loop that nothing was asked of ends without a word.
+        while !self.control.wait_for_end(LOOK_FOR_END) && !self.control.is_gone() {}
         while !self.is_finished() && !self.control.is_gone() {
             thread::sleep(FINISH_POLL);
         }
@@ -333,8 +338,8 @@ impl<F: Send + Sync + 'static> Control for Shared<F> {
         Self::was_unmounted(self)
     }
 
-    fn wait_for_end(&self) {
-        self.dispatch.wait_for_end();
+    fn wait_for_end(&self, at_most: Duration) -> bool {
+        self.dispatch.wait_for_end(at_most)
     }
 
     fn threads_left(&self) -> Vec<String> {
@@ -364,19 +369,23 @@ fn look_after<F: Filesystem>(shared: &Shared<F>, mut warmer: Warmer, warmed: &mp
     let mut next = Instant::now();
     let mut check_at = next;
     let mut begun = None;
+    let mut is_stale = false;
     while !shared.dispatch.is_closed() {
         let now = Instant::now();
         if now >= next {
             let result = warmer.warm();
             // A file system that nobody uses is left alone.
             if begun != Some(shared.dispatch.view().begun) {
-                if let Some(root) = warmer.root() {
-                    shared.learn_root(root);
+                if let Some(version) = shared.root_version()
+                    && let Some(root) = warmer.root()
+                {
+                    shared.learn_root(root, version);
                 }
                 begun = Some(shared.dispatch.view().begun);
             }
+            is_stale = shared.root_is_stale();
             next = now
-                + if result.is_ok() {
+                + if result.is_ok() && !is_stale {
                     WARM_AGAIN
                 } else {
                     WARM_RETRY
@@ -388,5 +397,8 @@ fn look_after<F: Filesystem>(shared: &Shared<F>, mut warmer: Warmer, warmed: &mp
         }
         let pause = next.saturating_duration_since(Instant::now());
         shared.look_after_parked(&mut check_at, pause);
+        if !is_stale && shared.root_is_stale() {
+            next = Instant::now();
+        }
     }
 }

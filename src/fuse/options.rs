@@ -9,7 +9,7 @@ pub struct Options {
     pub(super) listed: bool,
     pub(super) mode: u16,
     pub(super) gid: Option<u32>,
-    pub(super) parallel_dirops: bool,
+    pub(super) parallel_dirops: Option<bool>,
     pub(super) slots: Option<usize>,
 }
 
@@ -22,7 +22,7 @@ impl Options {
             listed: false,
             mode: 0o400,
             gid: None,
-            parallel_dirops: false,
+            parallel_dirops: None,
             slots: None,
         }
     }
@@ -58,11 +58,14 @@ impl Options {
         self
     }
 
-    /// Asks the kernel for lookups and listings of one directory in parallel, which a file system with
-    /// several threads must be ready for. Default: only with one slot, where it cannot tell.
+    /// Asks the kernel for lookups and listings of one directory in parallel, or does not. Default: only with
+    /// one slot, where a file system that answers within its callbacks cannot tell.
+    ///
+    /// One that answers later, from tasks or threads of its own, can: if it counts on one request a directory
+    /// at a time, say `false`. Then `.diag` may be out of reach while a lookup or a listing of the root hangs.
     #[must_use]
     pub fn parallel_dirops(mut self, parallel: bool) -> Self {
-        self.parallel_dirops = parallel;
+        self.parallel_dirops = Some(parallel);
         self
     }
 

@@ -13,10 +13,10 @@ use super::{
 };
 use crate::{
     clock::Stamp,
-    live::Source,
+    live::{Listed, Source},
     machine,
     place::Place,
-    record::Detail,
+    record::{Detail, Record},
     snapshot::{LiveOp, Mount, On, Snapshot},
     text,
 };
@@ -37,15 +37,15 @@ const MOST_ASKED: u32 = 64;
 const ASKING: Duration = Duration::from_millis(20);
 
 impl<F: Send + Sync + 'static> Source for Shared<F> {
-    fn describe(&self, snapshot: &mut Snapshot, _now: Stamp) {
+    fn describe(&self, snapshot: &mut Snapshot, listed: &Listed, _now: Stamp) {
         let view = self.dispatch.view();
         let parked: HashSet<_> = view.parked.iter().copied().collect();
         let running = view.running.iter().filter_map(|running| running.op);
         let running: Vec<_> = running.collect();
         let mut budget = Budget::new();
         let mut tracked = 0;
-        for op in &mut snapshot.ops {
-            if !self.is_of_this_mount(op) {
+        for (op, record) in snapshot.ops.iter_mut().zip(&listed.ops) {
+            if !self.is_of_this_mount(op, record) {
                 continue;
             }
             tracked += 1;
@@ -60,8 +60,8 @@ impl<F: Send + Sync + 'static> Source for Shared<F> {
                 wait.ops.clone_from(&running);
             }
         }
-        for ended in &mut snapshot.recent {
-            if self.is_of_this_mount(&ended.op) {
+        for (ended, record) in snapshot.recent.iter_mut().zip(&listed.recent) {
+            if self.is_of_this_mount(&ended.op, record) {
                 self.infer_target(&mut ended.op, &mut Budget::none());
             }
         }
@@ -96,17 +96,26 @@ impl<F: Send + Sync + 'static> Source for Shared<F> {
 }
 
 impl<F> Shared<F> {
-    fn is_of_this_mount(&self, op: &LiveOp) -> bool {
+    // Another one may have been at the same path before, and those that are mounted by hand have none.
+    fn is_of_this_mount(&self, op: &LiveOp, record: &Record) -> bool {
         let fuse = op.fuse.as_ref();
-        fuse.is_some_and(|fuse| fuse.mount == self.shown)
+        let mut is_ours = fuse.is_some_and(|fuse| fuse.mount == self.shown);
+        if is_ours {
+            record.detail(|detail| is_ours = self.is_ours(detail));
+        }
+        is_ours
     }
 
     // Ops in flight now.
     fn tracked(&self) -> u64 {
-        self.tracker.count_live(|detail| match detail {
+        self.tracker.count_live(|detail| self.is_ours(detail))
+    }
+
+    fn is_ours(&self, detail: &Detail) -> bool {
+        match detail {
             Detail::Fuse { mount, .. } => Arc::ptr_eq(mount, &self.path),
             _ => false,
-        })
+        }
     }
 
     // Requests come and go while the kernel's count is read, so a difference to ours is believed only
@@ -152,7 +161,7 @@ impl<F> Shared<F> {
             paths::open_file(caller.tid, inode, place.path(), place.mount_id())
         });
         if let Some(path) = path {
-            let path = text::visible(&text::from_bytes(&path, MAX_PATH));
+            let path = text::clean(&text::from_bytes(&path, MAX_PATH));
             op.target = format!("~{path}{entry}");
         }
     }

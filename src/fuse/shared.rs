@@ -56,7 +56,7 @@ pub(super) struct Shared<F> {
     pub(super) place: OnceLock<Place>,
     /// For the forgets that could not be delivered at once: the kernel says nothing in it.
     pub(super) forget_request: OnceLock<Request>,
-    parallel_dirops: bool,
+    parallel_dirops: Option<bool>,
     /// The process that has a thread which looks after the parked.
     watch_of: AtomicU32,
     root: Mutex<Root>,
@@ -72,7 +72,12 @@ pub(super) struct Shared<F> {
 struct Root {
     /// What is said of it when the inner file system cannot be asked.
     known: Option<FileAttr>,
+    /// It has changed since: only who asked before is still told it.
+    is_stale: bool,
     asked: Option<(Arc<Record>, Stamp)>,
+    changing: Option<Arc<Record>>,
+    /// Grows with each change, and with each answer from memory: what is learnt across one may be old.
+    version: u64,
 }
 
 impl<F: Send + Sync + 'static> Shared<F> {
@@ -107,7 +112,8 @@ impl<F: Send + Sync + 'static> Shared<F> {
     }
 
     pub(super) fn wants_parallel_dirops(&self) -> bool {
-        self.parallel_dirops || self.dispatch.slots() == 1
+        let by_default = self.dispatch.slots() == 1;
+        self.parallel_dirops.unwrap_or(by_default)
     }
 
     /// Begins the op of one request.
@@ -157,6 +163,10 @@ impl<F: Send + Sync + 'static> Shared<F> {
             let record = op.record().map(|record| (Arc::clone(record), Stamp::now()));
             lock(&self.root).asked = record;
         }
+        if inode == INodeNo::ROOT && name == "setattr" {
+            lock(&self.root).changes(op.record());
+            self.dispatch.wake_watch();
+        }
         op
     }
 
@@ -180,14 +190,14 @@ impl<F: Send + Sync + 'static> Shared<F> {
     /// Whether a GETATTR of the root would only wait: then path walks, that of `.diag` too, wait with it.
     pub(super) fn root_is_answered_from_memory(&self) -> bool {
         let root = lock(&self.root);
-        if root.known.is_none() {
+        if !root.is_known() {
             return false;
         }
         let hangs = root.asked.as_ref().is_some_and(|(record, since)| {
             !record.has_ended() && Stamp::now().since(*since) > ROOT_PATIENCE
         });
         drop(root);
-        hangs || self.dispatch.is_full()
+        hangs || self.dispatch.hangs()
     }
 
     /// Answers without the inner file system.
@@ -195,7 +205,7 @@ impl<F: Send + Sync + 'static> Shared<F> {
         if File::of(inode).is_some() {
             return self.diag.getattr(inode, reply);
         }
-        let known = lock(&self.root).known;
+        let known = lock(&self.root).tell();
         match known {
             Some(attr) => reply.attr(&Duration::ZERO, &attr),
             None => reply.error(Errno::EIO),
@@ -204,12 +214,22 @@ impl<F: Send + Sync + 'static> Shared<F> {
 
     /// Whether GETATTRs of the root can be kept apart: they need an answer when they are.
     pub(super) fn knows_root(&self) -> bool {
-        lock(&self.root).known.is_some()
+        lock(&self.root).is_known()
     }
 
-    /// Learns what the root is like.
-    pub(super) fn learn_root(&self, attr: FileAttr) {
-        lock(&self.root).known = Some(attr);
+    /// Whether it has changed, and is to be asked for anew.
+    pub(super) fn root_is_stale(&self) -> bool {
+        lock(&self.root).is_stale
+    }
+
+    /// The version to name when what is asked for from now on is learnt; `None` while it changes.
+    pub(super) fn root_version(&self) -> Option<u64> {
+        lock(&self.root).version()
+    }
+
+    /// Learns what the root is like, unless it has changed since, or was told from memory.
+    pub(super) fn learn_root(&self, attr: FileAttr, version: u64) {
+        lock(&self.root).learn(attr, version);
     }
 
     pub(super) fn set_device(&self, device: OwnedFd) {
@@ -305,6 +325,37 @@ impl<F> fmt::Debug for Shared<F> {
     }
 }
 
+impl Root {
+    fn is_known(&self) -> bool {
+        self.known.is_some() && !self.is_stale
+    }
+
+    // Told before it has changed or after, an answer from memory would undo the change: the kernel believes it.
+    fn changes(&mut self, by: Option<&Arc<Record>>) {
+        self.version += 1;
+        self.is_stale = true;
+        self.changing = by.map(Arc::clone);
+    }
+
+    fn tell(&mut self) -> Option<FileAttr> {
+        self.version += 1;
+        self.known
+    }
+
+    fn version(&self) -> Option<u64> {
+        let has_changed = self.changing.as_ref().is_none_or(|by| by.has_ended());
+        has_changed.then_some(self.version)
+    }
+
+    fn learn(&mut self, attr: FileAttr, version: u64) {
+        if version == self.version {
+            self.known = Some(attr);
+            self.is_stale = false;
+            self.changing = None;
+        }
+    }
+}
+
 /// What a directory is taken for until more is known of it.
 pub(super) fn directory(mode: u32, uid: u32, gid: u32) -> FileAttr {
     let now = SystemTime::now();
@@ -334,23 +385,20 @@ fn has_failed(device: &OwnedFd) -> bool {
     polled.is_ok() && fds[0].revents().contains(PollFlags::ERR)
 }
 
-// proc_pid_status(5): SIGKILL is signal 9, bit 8. A thread that is gone waits for nothing.
+// proc_pid_status(5): SIGKILL is signal 9, bit 8. A thread that is gone waits for nothing. The kernel gives a
+// fatal signal to each thread of its own, and takes it back as the thread begins to die: only a thread that could
+// still be freed by it has it. The process's own mask keeps it for ever, also while its files are closed.
 fn is_killed(tid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
     has_sigkill(&status)
 }
 
 fn has_sigkill(status: &str) -> bool {
-    let pending = |line: &str| {
-        let mask = line
-            .strip_prefix("SigPnd:")
-            .or_else(|| line.strip_prefix("ShdPnd:"))?;
-        u64::from_str_radix(mask.trim(), 16).ok()
-    };
-    status
+    let mut masks = status
         .lines()
-        .filter_map(pending)
-        .any(|mask| mask & (1 << 8) != 0)
+        .filter_map(|line| line.strip_prefix("SigPnd:"));
+    let mask = masks.next().unwrap_or_default();
+    u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask & (1 << 8) != 0)
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -359,16 +407,55 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::has_sigkill;
+    use super::{Root, directory, has_sigkill};
+    use crate::Tracker;
 
     #[test]
-    fn sigkill_is_seen_in_either_mask() {
+    fn a_root_that_has_changed_is_not_told_from_memory_before_it_was_asked_again() {
+        let tracker = Tracker::new("test");
+        let mut root = Root::default();
+        root.learn(directory(0o755, 0, 0), 0);
+        assert!(root.is_known());
+        let before = root.version().unwrap();
+        let setattr = tracker.begin("setattr");
+
+        root.changes(setattr.record());
+
+        assert!(!root.is_known());
+        root.learn(directory(0o755, 0, 0), before);
+        assert!(!root.is_known(), "what was asked before is old");
+        assert_eq!(root.version(), None, "it has yet to change");
+        setattr.end();
+        root.learn(directory(0o700, 0, 0), root.version().unwrap());
+        assert_eq!(root.known.map(|attr| attr.perm), Some(0o700));
+        assert!(root.is_known());
+    }
+
+    // By the child that asks for it on a mount that is busy at that moment.
+    #[test]
+    fn what_was_told_from_memory_is_not_learnt_again() {
+        let mut root = Root::default();
+        root.learn(directory(0o755, 0, 0), 0);
+        let version = root.version().unwrap();
+        assert!(root.tell().is_some());
+
+        root.learn(directory(0o700, 0, 0), version);
+
+        assert_eq!(root.known.map(|attr| attr.perm), Some(0o755));
+    }
+
+    #[test]
+    fn sigkill_is_seen_while_the_thread_has_yet_to_die() {
         let status = |own: &str, shared: &str| {
             format!("Name:\tcat\nSigQ:\t1/9\nSigPnd:\t{own}\nShdPnd:\t{shared}\nSigBlk:\tffff\n")
         };
 
         assert!(has_sigkill(&status("0000000000000100", "0000000000000000")));
-        assert!(has_sigkill(&status("0000000000000000", "0000000000000102")));
+        assert!(has_sigkill(&status("0000000000000102", "0000000000000100")));
+        assert!(
+            !has_sigkill(&status("0000000000000000", "0000000000000100")),
+            "it closes its files"
+        );
         assert!(!has_sigkill(&status(
             "0000000000004002",
             "0000000000000000"

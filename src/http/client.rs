@@ -48,6 +48,7 @@ impl ClientLayer {
     /// Makes a layer whose ops go to this tracker.
     #[must_use]
     pub fn new(tracker: &Tracker) -> Self {
+        tracker.begins_to_serve();
         Self {
             tracker: tracker.clone(),
             traceparent: false,

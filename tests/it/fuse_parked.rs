@@ -71,6 +71,38 @@ fn a_caller_that_waits_behind_a_stuck_op_can_be_killed() {
     assert_eq!(mounted.kernel_waiting(), 1);
 }
 
+// Its locks would be held for ever, and what it wrote would be lost. While the kernel closes its files the process
+// is still shown with the signal that has killed it.
+#[test]
+fn a_file_that_a_killed_process_had_open_is_flushed_though_it_must_wait() {
+    let Some(mut mounted) = Mounted::new() else {
+        return;
+    };
+    let mut holder = mounted.client("exec 3< $M/f2; exec sleep 1000");
+    until(|| stats(&mut mounted, "opened") == 1);
+    mounted.hold("read");
+    let mut stuck = mounted.client("exec cat $M/f1");
+    mounted.wait_for("begun read");
+
+    holder.signal("KILL");
+    until(|| {
+        let ops = mounted.report().local.ops;
+        ops.iter().any(|op| op.name == "flush")
+    });
+    // Whoever looks after the parked has seen the flush as well when this one is free.
+    let mut parked = mounted.client("exec stat $M/f3");
+    mounted.wait_for_kernel(3);
+    parked.signal("KILL");
+    assert!(parked.end_within(KILLED).is_some(), "it cannot be killed");
+    assert!(holder.end_within(Duration::ZERO).is_none());
+    mounted.free("read");
+    stuck.ended();
+
+    assert!(holder.end_within(KILLED).is_some());
+    // That of the one that was stuck, too.
+    assert_eq!(stats(&mut mounted, "flushed"), 2);
+}
+
 #[test]
 fn a_parked_unlink_is_not_run_after_an_abort() {
     let Some(mut mounted) = Mounted::new() else {

@@ -1,6 +1,11 @@
 //! `.diag` is answered whatever is stuck behind it: one test for each way to be stuck.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Command};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use inflight::snapshot::On;
 
@@ -96,6 +101,35 @@ fn diag_is_answered_when_a_mkdir_in_the_root_is_stuck() {
     let _mkdir = stuck(&mut mounted, "mkdir", "exec mkdir $M/nodir");
 
     shows(&mounted, &["mkdir", "nodir"]);
+}
+
+// The kernel believes what it is told: an old answer would let in who was just shut out.
+#[test]
+fn what_was_changed_of_the_root_is_not_undone_by_an_answer_from_memory() {
+    let Some(mut mounted) = Mounted::with(Spec {
+        slots: 1,
+        default_permissions: true,
+        ..Spec::default()
+    }) else {
+        return;
+    };
+    mounted.client("chmod 711 $M").ended();
+
+    // Until it was asked again there is nothing to be told from memory.
+    let deadline = Instant::now() + DEADLINE;
+    let mode = loop {
+        let mut cat = stuck(&mut mounted, "read", "exec cat $M/f1");
+        let mut stat = mounted.client("exec stat -c %a $M");
+        let answered = stat.end_within(Duration::from_secs(1)).is_some();
+        mounted.free("read");
+        cat.ended();
+        if answered {
+            break stat.output();
+        }
+        assert!(Instant::now() < deadline, "it was never asked again");
+    };
+
+    assert_eq!(mode.trim(), "711");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicU16, AtomicU64, Ordering::SeqCst},
     },
     thread,
     time::{Duration, Instant, SystemTime},
@@ -380,6 +380,8 @@ struct Inner {
     inversions: AtomicU64,
     forgotten: AtomicU64,
     unlinked: AtomicU64,
+    flushed: AtomicU64,
+    root_mode: AtomicU16,
     is_async: bool,
     no_handle: bool,
 }
@@ -447,7 +449,11 @@ impl Served {
                 true => FileType::Directory,
                 false => FileType::RegularFile,
             },
-            perm: if is_dir { 0o755 } else { 0o644 },
+            perm: match (ino, is_dir) {
+                (1, _) => self.0.root_mode.load(SeqCst),
+                (_, true) => 0o755,
+                (_, false) => 0o644,
+            },
             nlink: 1,
             uid: 0,
             gid: 0,
@@ -494,7 +500,7 @@ impl Filesystem for Served {
         &self,
         _: &Request,
         ino: INodeNo,
-        _: Option<u32>,
+        mode: Option<u32>,
         _: Option<u32>,
         _: Option<u32>,
         _: Option<u64>,
@@ -509,7 +515,11 @@ impl Filesystem for Served {
         reply: ReplyAttr,
     ) {
         self.pass("setattr");
-        reply.attr(&NOW, &self.attr(ino.0, false));
+        let is_root = ino.0 == 1;
+        if let Some(mode) = mode.filter(|_| is_root) {
+            self.0.root_mode.store(mode as u16 & 0o7777, SeqCst);
+        }
+        reply.attr(&NOW, &self.attr(ino.0, is_root));
     }
 
     fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
@@ -588,6 +598,7 @@ impl Filesystem for Served {
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         self.pass("flush");
+        self.0.flushed.fetch_add(1, SeqCst);
         reply.ok();
     }
 
@@ -625,6 +636,8 @@ fn serves_a_mount_if_told_to() {
         inversions: AtomicU64::new(0),
         forgotten: AtomicU64::new(0),
         unlinked: AtomicU64::new(0),
+        flushed: AtomicU64::new(0),
+        root_mode: AtomicU16::new(0o755),
         is_async: fields[2] == "1",
         no_handle: fields[3] == "1",
     }));
@@ -645,11 +658,12 @@ fn serves_a_mount_if_told_to() {
             "stats" => {
                 let inner = &served.0;
                 say(&format!(
-                    "stats opened={} inversions={} forgotten={} unlinked={}",
+                    "stats opened={} inversions={} forgotten={} unlinked={} flushed={}",
                     inner.opened.load(SeqCst),
                     inner.inversions.load(SeqCst),
                     inner.forgotten.load(SeqCst),
                     inner.unlinked.load(SeqCst),
+                    inner.flushed.load(SeqCst),
                 ));
             }
             // Counts how many of the ops seen in snapshots are parked.

@@ -1,11 +1,19 @@
 //! Every endpoint of the example's server, with its shapes, its headers and its refusals.
 
-use std::io::{BufRead, BufReader};
+use std::{
+    io::{BufRead, BufReader},
+    sync::mpsc::{RecvTimeoutError, channel},
+    thread,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
 use crate::shelley_tools::{Answer, Server, request, sent};
 use crate::stage::until;
+
+/// After so long without anything new a stream says that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(30);
 
 fn types(transcript: &Value) -> Vec<&str> {
     let messages = transcript["messages"].as_array().unwrap();
@@ -414,6 +422,43 @@ fn the_stream_begins_with_a_snapshot_and_goes_on_with_what_is_new() {
     assert_eq!(first["heartbeat"], false);
     assert_eq!(types(&later), ["user"]);
     assert_eq!(later["messages"][0]["sequence_id"], 4);
+}
+
+#[test]
+#[ignore = "takes half a minute; .ci/run runs it"]
+fn a_stream_of_which_nothing_is_new_has_a_heartbeat_whatever_else_goes_on() {
+    let server = Server::start(&[]);
+    let (id, other) = (server.begin("hello"), server.begin("hello"));
+    settled(&server, &id);
+    let path = format!("/api/conversation/{id}/stream");
+    let stream = sent(server.address(), "GET", &path, &[], "");
+    stream.set_read_timeout(Some(2 * HEARTBEAT)).unwrap();
+    let (heard, is_heard) = channel();
+    thread::spawn(move || {
+        let lines = BufReader::new(stream).lines().map_while(Result::ok);
+        let mut frames = lines.filter_map(|line| {
+            let data = line.strip_prefix("data: ")?;
+            Some(serde_json::from_str::<Value>(data).unwrap())
+        });
+        let beat = frames.nth(1);
+        let _ = heard.send(beat.expect("nothing came"));
+    });
+
+    let beat = loop {
+        settled(&server, &other);
+        server.post(
+            &format!("/api/conversation/{other}/chat"),
+            r#"{"message":"hello"}"#,
+        );
+        match is_heard.recv_timeout(HEARTBEAT / 10) {
+            Err(RecvTimeoutError::Timeout) => {}
+            heard => break heard.unwrap(),
+        }
+    };
+
+    assert_eq!(beat["heartbeat"], true);
+    assert_eq!(types(&beat), [""; 0]);
+    assert_eq!(beat["conversation_state"]["conversation_id"], id);
 }
 
 #[test]
