@@ -17,8 +17,9 @@ use inflight::{
     fuse::{
         Options, Tracked,
         fuser::{
-            Config, Errno, FileHandle, Filesystem, INodeNo, LockOwner, OpenFlags, ReplyAttr,
-            ReplyEmpty, ReplyEntry, ReplyWrite, Request as Asked, WriteFlags,
+            Config, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, LockOwner, OpenFlags,
+            ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request as Asked,
+            WriteFlags,
         },
     },
     testing::{FakeKernel, Request, assert_idle},
@@ -217,6 +218,91 @@ fn what_is_parked_is_run_whoever_called() {
     for unique in parked {
         assert_eq!(kernel.reply(unique).unwrap().error, 0);
     }
+}
+
+/// Says of what it opens where it is; a read says that it has begun and waits to be told to go on.
+struct Telling {
+    path: &'static str,
+    begun: Sender<()>,
+    go_on: Mutex<Receiver<()>>,
+}
+
+impl Telling {
+    fn new(path: &'static str) -> (Self, Receiver<()>, Sender<()>) {
+        let (begun, has_begun) = channel();
+        let (go_on, told) = channel();
+        let telling = Self {
+            path,
+            begun,
+            go_on: Mutex::new(told),
+        };
+        (telling, has_begun, go_on)
+    }
+}
+
+impl Filesystem for Telling {
+    fn open(&self, _: &Asked, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        inflight::target(self.path);
+        reply.opened(FileHandle(0), FopenFlags::empty());
+    }
+
+    fn read(
+        &self,
+        _: &Asked,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let _ = self.begun.send(());
+        let _ = self.go_on.lock().unwrap().recv_timeout(DEADLINE);
+        reply.data(b"");
+    }
+}
+
+const OPEN: u32 = 14;
+const READ: u32 = 15;
+
+#[test]
+fn what_was_told_of_an_open_file_shows_no_secret_in_what_follows() {
+    let tracker = Tracker::new("test");
+    let (telling, begun, go_on) = Telling::new("https://bob:s3cret@api/x?token=s3cret#s3cret");
+    let kernel = start(telling, &tracker, 1);
+    let open = kernel.send(Request::new(OPEN, 5).body([0; 8])).unwrap();
+    assert_eq!(kernel.reply(open).unwrap().error, 0);
+    let read = kernel.send(Request::new(READ, 5).body([0; 40])).unwrap();
+    begun.recv_timeout(DEADLINE).unwrap();
+
+    let seen = tracker.snapshot();
+    go_on.send(()).unwrap();
+    kernel.reply(read).unwrap();
+
+    assert_eq!(seen.ops[0].target, "~https://api/x?token=..");
+    let json = serde_json::to_string(&seen).unwrap();
+    assert!(!json.contains("s3cret"), "{json}");
+}
+
+#[test]
+fn two_that_are_mounted_by_hand_know_nothing_of_each_other() {
+    let tracker = Tracker::new("test");
+    let (one, begun, go_on) = Telling::new("/only/in/one");
+    let (other, ..) = Telling::new("/only/in/the/other");
+    let (one, other) = (start(one, &tracker, 1), start(other, &tracker, 1));
+    let open = other.send(Request::new(OPEN, 5).body([0; 8])).unwrap();
+    assert_eq!(other.reply(open).unwrap().error, 0);
+    let read = one.send(Request::new(READ, 5).body([0; 40])).unwrap();
+    begun.recv_timeout(DEADLINE).unwrap();
+
+    let seen = tracker.snapshot();
+    go_on.send(()).unwrap();
+    one.reply(read).unwrap();
+
+    assert_eq!(seen.ops[0].target, "inode 5");
+    let tracked: Vec<u64> = seen.mounts.iter().map(|mount| mount.tracked).collect();
+    assert_eq!(tracked, [1, 0]);
 }
 
 /// Counts how many of its methods run at once; each waits to be let through until all may pass.
