@@ -14,6 +14,7 @@ use std::{
     collections::HashMap,
     fmt,
     io::Write,
+    mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
@@ -30,7 +31,10 @@ use crate::{
 /// How often it looks while something is slow, and how often while nothing is.
 const LOOK: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 
-/// From one report on the same trouble to the next; doubled each time, up to the second.
+/// However soon an op is slow: to look all the time would take a processor.
+const LEAST: Duration = Duration::from_millis(10);
+
+/// From one report to the next; doubled each time while the trouble is the same, up to the second.
 const AGAIN: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(600)];
 
 type Callback = Arc<dyn Fn(&Report) + Send + Sync>;
@@ -59,7 +63,9 @@ struct State {
 #[derive(Default)]
 struct Told {
     level: Level,
+    // When it says so again, and how long it will be silent then.
     again: Option<(Instant, Duration)>,
+    said_at: Option<Instant>,
     ops: HashMap<OpId, String>,
 }
 
@@ -69,13 +75,16 @@ enum Level {
     Well,
     Slow,
     Stuck,
+    LikelyDeadlock,
+    Deadlock,
 }
 
 /// Starts to look after a tracker, on a thread of its own.
 ///
 /// What is slow it says in a line; what is stuck in a whole report, again after 20 s, 40 s and so on up to
-/// every 10 minutes while it stays so; and in a line when a stuck op has ended after all. Never fails:
-/// [`Watchdog::problem`] says why it does not run.
+/// every 10 minutes while it stays so; and in a line when a stuck op has ended after all. Others that get stuck
+/// beside it are said after 20 s at most, and a worse verdict at once. Never fails: [`Watchdog::problem`] says why
+/// it does not run.
 pub fn spawn(tracker: &Tracker) -> Watchdog {
     let shared = Arc::new(Shared::default());
     let thread = thread::Builder::new().name("inflight-watchdog".to_owned());
@@ -136,7 +145,9 @@ impl Shared {
         let mut told = Told::default();
         loop {
             let soon = told.level > Level::Well || !told.ops.is_empty();
-            let pause = LOOK[usize::from(!soon)].min(tracker.slow_after());
+            let pause = LOOK[usize::from(!soon)]
+                .min(tracker.slow_after())
+                .max(LEAST);
             let state = self.lock();
             let waited = self
                 .stopped
@@ -176,23 +187,31 @@ impl Told {
         if level == Level::Well {
             return self.is_well();
         }
-        let now = Instant::now();
-        let again = self.again.is_some_and(|(at, _)| now >= at);
-        if level <= self.level && !(level == Level::Stuck && again) {
-            return;
+        let is_worse = level > mem::replace(&mut self.level, level);
+        if level == Level::Slow && !is_worse {
+            return self.again = None;
         }
-        self.level = level;
         if level == Level::Slow {
             let text = report.to_string();
             say(text.lines().next().unwrap_or_default());
             call(on_slow.as_ref(), &report);
             return;
         }
-        let pause = self.again.map_or(AGAIN[0], |(_, pause)| pause * 2);
-        let pause = pause.min(AGAIN[1]);
+        let now = Instant::now();
+        let stuck = report.stuck();
+        // One that was not said yet: at once if nothing of what was said is left, else not more often than this.
+        let is_new = stuck.iter().any(|op| !self.ops.contains_key(&op.id));
+        let is_due = self.said_at.is_none_or(|at| now >= at + AGAIN[0]);
+        let pause = match self.again {
+            _ if is_worse || (is_new && (is_due || self.ops.is_empty())) => AGAIN[0],
+            Some((at, pause)) if now >= at => (pause * 2).min(AGAIN[1]),
+            Some(_) => return,
+            None => AGAIN[0],
+        };
         self.again = Some((now + pause, pause));
-        let stuck = report.stuck().into_iter();
-        self.ops.extend(stuck.map(|op| (op.id, what(op))));
+        self.said_at = Some(now);
+        self.ops
+            .extend(stuck.into_iter().map(|op| (op.id, what(op))));
         // The peers may know more, and asking them takes time: now it is worth it.
         #[cfg(feature = "debug")]
         let report = Report::collect(tracker);
@@ -208,7 +227,9 @@ impl Told {
 
 fn level(report: &Report) -> Level {
     match report.verdict() {
-        Verdict::Deadlock | Verdict::LikelyDeadlock | Verdict::Stuck => Level::Stuck,
+        Verdict::Deadlock => Level::Deadlock,
+        Verdict::LikelyDeadlock => Level::LikelyDeadlock,
+        Verdict::Stuck => Level::Stuck,
         Verdict::Slow => Level::Slow,
         _ => Level::Well,
     }
@@ -245,4 +266,69 @@ fn say(text: &str) {
     }
     // Nobody reads it: nothing to be done.
     let _ = std::io::stderr().lock().write_all(lines.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering::SeqCst},
+        },
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use super::{Callback, Told};
+    use crate::{Op, State, Tracker};
+
+    fn tracker() -> Tracker {
+        let soon = Duration::from_millis(1);
+        let builder = Tracker::builder("test").slow_after(soon);
+        builder.stuck_after(2 * soon).build()
+    }
+
+    fn stuck(tracker: &Tracker) -> Op {
+        let op = tracker.begin("reindex");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let is_stuck = || {
+            let seen = tracker.snapshot();
+            let of = op
+                .id()
+                .and_then(|id| seen.op(id).map(|op| op.state.clone()));
+            of == Some(State::Stuck)
+        };
+        while !is_stuck() {
+            assert!(Instant::now() < deadline);
+            thread::yield_now();
+        }
+        op
+    }
+
+    #[test]
+    fn a_new_hang_is_said_though_an_old_one_was_just_before() {
+        let tracker = tracker();
+        let said = Arc::new(AtomicUsize::new(0));
+        let on_stuck: Callback = Arc::new({
+            let said = Arc::clone(&said);
+            move |_| drop(said.fetch_add(1, SeqCst))
+        });
+        let callbacks = [None, Some(on_stuck)];
+        let mut told = Told::default();
+        let mut look = || {
+            told.look(&tracker, &callbacks);
+            said.load(SeqCst)
+        };
+
+        let first = stuck(&tracker);
+        assert_eq!((look(), look()), (1, 1), "once");
+        let second = stuck(&tracker);
+        assert_eq!(look(), 1, "the report showed that there is trouble");
+        drop(first);
+        assert_eq!(look(), 2, "nobody was told of this one");
+        drop(second);
+        assert_eq!(look(), 2);
+        let _third = stuck(&tracker);
+        assert_eq!(look(), 3);
+    }
 }
