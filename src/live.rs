@@ -7,7 +7,7 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{
-            AtomicBool, AtomicU64, AtomicUsize,
+            AtomicBool, AtomicU32, AtomicU64, AtomicUsize,
             Ordering::{AcqRel, Acquire, Relaxed, Release},
         },
     },
@@ -73,6 +73,8 @@ pub(crate) struct Shared {
     ended: Arc<Ended>,
     enabled: AtomicBool,
     off: Mutex<Option<Off>>,
+    // The process that the seed is for.
+    seeded_in: AtomicU32,
     process: Mutex<Option<Process>>,
     sources: Mutex<Vec<Weak<dyn Source>>>,
 }
@@ -121,7 +123,7 @@ impl Shared {
         history: usize,
         peers: Vec<String>,
     ) -> Self {
-        process::forked();
+        process::notice_fork();
         let ended = Arc::new(Ended::new(history));
         Self {
             service,
@@ -138,6 +140,7 @@ impl Shared {
             ended,
             enabled: AtomicBool::new(true),
             off: Mutex::new(None),
+            seeded_in: AtomicU32::new(std::process::id()),
             process: Mutex::new(None),
             sources: Mutex::new(Vec::new()),
         }
@@ -270,11 +273,13 @@ impl Shared {
     /// Who this process is now: daemons fork after they made their tracker.
     pub(crate) fn process(&self) -> Process {
         let mut known = lock(&self.process);
-        if process::forked() {
+        process::notice_fork();
+        let pid = std::process::id();
+        if self.seeded_in.swap(pid, Relaxed) != pid {
             self.seed.store(random(), Relaxed);
         }
         match &*known {
-            Some(process) if process.pid == std::process::id() => process.clone(),
+            Some(process) if process.pid == pid => process.clone(),
             _ => known.insert(process::identify(&self.service)).clone(),
         }
     }

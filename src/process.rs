@@ -34,15 +34,13 @@ pub(crate) fn tid() -> u32 {
     .unwrap_or(0)
 }
 
-/// Notices a fork, and says whether this is another process than at the last call.
-pub(crate) fn forked() -> bool {
+/// Notices that this is another process than at the last call.
+pub(crate) fn notice_fork() {
     let pid = std::process::id();
     let before = PID.swap(pid, Relaxed);
-    if before == 0 || before == pid {
-        return false;
+    if before != 0 && before != pid {
+        FORKS.fetch_add(1, Relaxed);
     }
-    FORKS.fetch_add(1, Relaxed);
-    true
 }
 
 /// Reads who this process is. What cannot be read stays empty.

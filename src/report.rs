@@ -24,7 +24,8 @@ use crate::{
     id::OpId,
     listeners,
     snapshot::{
-        Filter, HeldUp, Kind, Listener, LiveOp, Resource, SCHEMA, Snapshot, State, Thread, millis,
+        Filter, HeldUp, Kind, Listener, LiveOp, Resource, SCHEMA, Snapshot, State, Thread,
+        from_millis, millis,
     },
     tracker::Tracker,
 };
@@ -253,12 +254,9 @@ impl Report {
     pub fn filtered(mut self, filter: &Filter) -> Self {
         for snapshot in std::iter::once(&mut self.local).chain(&mut self.peers) {
             let before = snapshot.ops.len();
-            snapshot.ops.retain(|op| {
-                filter.keeps(
-                    &op.kind,
-                    Duration::from_secs_f64(op.age_ms.max(0.0) / 1000.0),
-                )
-            });
+            snapshot
+                .ops
+                .retain(|op| filter.keeps(&op.kind, from_millis(op.age_ms)));
             snapshot.ops.truncate(filter.most());
             snapshot.totals.left_out += (before - snapshot.ops.len()) as u64;
         }

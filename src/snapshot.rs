@@ -592,6 +592,15 @@ pub(crate) fn millis(duration: Duration) -> f64 {
     micros.saturating_add(duration.subsec_micros().into()) as f64 / 1000.0
 }
 
+/// The other way, of what a peer may have made up.
+pub(crate) fn from_millis(ms: f64) -> Duration {
+    match Duration::try_from_secs_f64(ms / 1000.0) {
+        Ok(duration) => duration,
+        Err(_) if ms > 0.0 => Duration::MAX,
+        Err(_) => Duration::ZERO,
+    }
+}
+
 fn a_second() -> f64 {
     1000.0
 }

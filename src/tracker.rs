@@ -17,7 +17,8 @@ use crate::{
     op::{Op, with_current},
     record::{Detail, Lineage, Record, Target, Teller, state_of},
     snapshot::{
-        EndedOp, Filter, Kind, LiveOp, Off, On, Process, SCHEMA, Snapshot, State, Totals, millis,
+        EndedOp, Filter, Kind, LiveOp, Off, On, Process, SCHEMA, Snapshot, State, Totals,
+        from_millis, millis,
     },
     text,
 };
@@ -267,6 +268,15 @@ impl Tracker {
         self.shared.add_source(source);
     }
 
+    /// How many ops in flight pass the filter, whatever its limit.
+    #[cfg(feature = "debug")]
+    pub(crate) fn count(&self, filter: &Filter) -> usize {
+        let now = Stamp::now();
+        let live = self.shared.live().into_iter();
+        let kept = live.filter(|record| filter.keeps(record.kind, now.since(record.begun)));
+        kept.count()
+    }
+
     /// How many ops in flight are so. `is` is our own code and takes no lock.
     #[cfg(feature = "fuse")]
     pub(crate) fn count_live(&self, is: impl Fn(&Detail) -> bool) -> u64 {
@@ -466,7 +476,7 @@ fn share_progress(ops: &mut [LiveOp], slow: Duration, stuck: Duration) {
             }
             if ops[op].progress_ms > progress {
                 ops[op].progress_ms = progress;
-                let since = Duration::from_secs_f64(progress / 1000.0);
+                let since = from_millis(progress);
                 if !matches!(ops[op].state, State::Idle | State::Queued) {
                     ops[op].state = state_of(since, slow, stuck);
                 }

@@ -7,14 +7,16 @@ use std::{
     os::unix::{
         ffi::OsStrExt,
         fs::{DirBuilderExt, MetadataExt, PermissionsExt},
-        net::{UnixListener, UnixStream},
+        net::UnixListener,
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rustix::{
     fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2},
     io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
 };
 
 use crate::{
@@ -24,6 +26,8 @@ use crate::{
 
 /// Processes of one id that share a directory, as containers may.
 const MOST_NAMESAKES: u32 = 16;
+/// So old is a socket before one that refuses is taken for a dead process's.
+const YOUNG: Duration = Duration::from_secs(2);
 /// Mount namespaces that are looked into.
 const MOST_NAMESPACES: usize = 64;
 /// To be gone through, not to be read.
@@ -249,7 +253,7 @@ fn prepare(dir: &Path) -> io::Result<()> {
 }
 
 fn listen_in(dir: &Path) -> io::Result<(UnixListener, PathBuf)> {
-    remove_stale(dir);
+    remove_stale(dir, YOUNG);
     let pid = std::process::id();
     let mut last = io::Error::other("too many processes of this id");
     for namesake in 0..MOST_NAMESAKES {
@@ -269,17 +273,35 @@ fn listen_in(dir: &Path) -> io::Result<(UnixListener, PathBuf)> {
     Err(last)
 }
 
-// A process that was killed leaves its socket. One that refuses is nobody's; a dead pid proves nothing.
-fn remove_stale(dir: &Path) {
+// A process that was killed leaves its socket. One that refuses is nobody's; a dead pid proves nothing. One that
+// was just made refuses as well, until its process listens.
+fn remove_stale(dir: &Path, young: Duration) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
-        let is_socket = is_socket(&path);
-        let refused = |e: io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
-        if is_socket && UnixStream::connect(&path).is_err_and(refused) {
+        if is_socket(&path) && !is_younger(&path, young) && is_refused(&path) {
             // Nothing depends on it: what is left is passed over by readers.
             let _ = fs::remove_file(&path);
         }
     }
+}
+
+// Either way: clocks are set back.
+fn is_younger(path: &Path, than: Duration) -> bool {
+    let Ok(made) = fs::symlink_metadata(path).and_then(|metadata| metadata.modified()) else {
+        return true;
+    };
+    let age = made.elapsed().unwrap_or_else(|error| error.duration());
+    age < than
+}
+
+// Without waiting: one that is stopped, and was asked by many since, has no room for one more.
+fn is_refused(path: &Path) -> bool {
+    let connect = || {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        connect(&socket, &SocketAddrUnix::new(path)?)
+    };
+    connect() == Err(Errno::CONNREFUSED)
 }
 
 #[cfg(test)]
@@ -288,9 +310,10 @@ mod tests {
         fs,
         os::unix::{fs::PermissionsExt, net::UnixStream},
         path::{Path, PathBuf},
+        time::Duration,
     };
 
-    use super::{in_proc, is_socket, listen};
+    use super::{in_proc, is_socket, listen, remove_stale};
 
     #[test]
     fn only_names_of_debug_sockets_are_taken_for_one() {
@@ -350,6 +373,9 @@ mod tests {
 
         let (_second, beside) = listen(&dirs).unwrap();
         drop(first);
+        remove_stale(&dirs[0], Duration::from_secs(3600));
+        assert!(path.exists(), "it may have yet to listen");
+        remove_stale(&dirs[0], Duration::ZERO);
         let (_third, again) = listen(&dirs).unwrap();
 
         assert_ne!(path, beside);

@@ -20,6 +20,7 @@
 //! the text in a page. `?limit=`, `?min_age=` (`500ms`, `2s`, `1m`) and `?kind=` narrow the snapshot;
 //! `?count` says only how many ops are in flight.
 
+mod connections;
 mod directory;
 mod peers;
 mod router;

@@ -4,6 +4,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -14,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
+    sync::oneshot,
     task::JoinSet,
     time::timeout,
 };
@@ -94,9 +96,7 @@ impl Report {
             let answer = runtime.block_on(async { timeout(most, asked).await });
             answer.map_err(|_| format!("it did not answer within {most:?}"))?
         };
-        // A thread of a runtime must not start another one.
-        std::thread::scope(|scope| scope.spawn(asked).join())
-            .unwrap_or_else(|_| Err("it panicked".to_owned()))
+        off_runtime(asked).unwrap_or_else(|error| Err(error.to_string()))
     }
 
     pub(super) fn collect_where(
@@ -112,8 +112,7 @@ impl Report {
             mut failed,
             denied,
         } = if tokio::runtime::Handle::try_current().is_ok() {
-            // A thread of a runtime must not start another one.
-            std::thread::scope(|scope| scope.spawn(ask).join().unwrap_or_default())
+            off_runtime(ask).unwrap_or_else(|error| Asked::nobody(&error))
         } else {
             ask()
         };
@@ -143,13 +142,43 @@ impl Report {
     /// [`collect`](Self::collect) for async code on a tokio runtime.
     pub async fn collect_async(tracker: &Tracker) -> Self {
         let of = tracker.clone();
-        let collected = tokio::task::spawn_blocking(move || Self::collect(&of));
-        match collected.await {
-            Ok(report) => report,
-            // The runtime is going down; what is known without it is better than nothing.
-            Err(_) => Self::local(tracker),
+        let (send, collected) = oneshot::channel();
+        let collect = move || drop(send.send(Self::collect(&of)));
+        // Not on the runtime's pool: its threads may all be stuck, and it panics where it gets no more.
+        let thread = thread::Builder::new().name("inflight-report".to_owned());
+        let spawned = thread.spawn(collect).map(drop);
+        match (spawned, collected.await) {
+            (Ok(()), Ok(report)) => report,
+            // What is known without the others is better than nothing.
+            (Ok(()), Err(_)) => Self::local(tracker),
+            (Err(error), _) => {
+                let (local, unknown) = seen_from_inside(tracker.snapshot());
+                Self::joined(local, Vec::new(), Asked::nobody(&error).failed, unknown)
+            }
         }
     }
+}
+
+impl Asked {
+    fn nobody(why: &io::Error) -> Self {
+        let failed = PeerFailed {
+            address: "all others".to_owned(),
+            why: format!("they cannot be asked: {why}"),
+        };
+        Self {
+            failed: vec![failed],
+            ..Self::default()
+        }
+    }
+}
+
+// A thread of a runtime must not start another one.
+fn off_runtime<T: Send>(f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("inflight-report".to_owned());
+        let spawned = thread.spawn_scoped(scope, f)?;
+        spawned.join().map_err(|_| io::Error::other("it panicked"))
+    })
 }
 
 // On a runtime of its own, so that it works wherever it is called, and without further threads.
@@ -159,16 +188,7 @@ fn ask_all(urls: &[String], dirs: &[PathBuf], wanted: impl Fn(&Path) -> bool) ->
         .build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
-        Err(error) => {
-            let failed = PeerFailed {
-                address: "all others".to_owned(),
-                why: format!("no runtime to ask them with: {error}"),
-            };
-            return Asked {
-                failed: vec![failed],
-                ..Asked::default()
-            };
-        }
+        Err(error) => return Asked::nobody(&error),
     };
     runtime.block_on(async {
         let mut asked = JoinSet::new();

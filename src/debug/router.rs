@@ -101,7 +101,7 @@ async fn answer(
         Err(why) => return refuse(&why),
     };
     if wanted.count.is_some() {
-        let count = desk.tracker.snapshot_of(&filter.limit(0)).totals.left_out;
+        let count = desk.tracker.count(&filter);
         return match format {
             Format::Json => Json(serde_json::json!({ "ops": count })).into_response(),
             _ => format!("{count}\n").into_response(),
@@ -120,9 +120,20 @@ async fn answer(
 }
 
 impl Desk {
-    // One report for all who came before it was begun.
+    // In a task of its own: whoever gives up leaves what he has begun to those who wait.
     async fn report(&self) -> Arc<Report> {
         let came = Instant::now();
+        let desk = self.clone();
+        let report = tokio::spawn(async move { desk.made_since(came).await });
+        match report.await {
+            Ok(report) => report,
+            // The runtime is going down, or it panicked.
+            Err(_) => Arc::new(Report::local(&self.tracker)),
+        }
+    }
+
+    // One report for all who came before it was begun.
+    async fn made_since(&self, came: Instant) -> Arc<Report> {
         let mut last = self.last.lock().await;
         match &*last {
             Some(made) if made.begun >= came => Arc::clone(&made.report),

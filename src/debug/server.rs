@@ -16,7 +16,7 @@ use axum::{
 use http::{StatusCode, header};
 use tokio::{runtime::Handle, sync::oneshot};
 
-use super::{directory, router::router};
+use super::{connections, directory, router::router};
 use crate::tracker::Tracker;
 
 /// A running debug server; dropped, it stops, and its socket is removed.
@@ -101,7 +101,7 @@ fn start(tracker: &Tracker, listener: UnixListener) -> io::Result<(oneshot::Send
                     return;
                 };
                 tokio::select! {
-                    _ = axum::serve(listener, app) => {}
+                    () = connections::serve(listener, app) => {}
                     _ = stopped => {}
                 }
             });
@@ -130,7 +130,7 @@ impl Server {
         });
         match listening {
             Ok(listener) => {
-                handle.spawn(async move { axum::serve(listener, app).await });
+                handle.spawn(connections::serve(listener, app));
             }
             Err(error) => self.problem = Some(format!("{address}: {error}")),
         }

@@ -32,8 +32,8 @@ pub(super) fn parent(tracker: &Tracker, headers: &HeaderMap) -> Parent {
     let trace = only::<TraceParent>(tracker, headers, &TRACE_PARENT);
     match (call, trace) {
         (Some(call), trace) => {
-            let same = trace.filter(|trace| trace.context.trace == call.trace);
-            let flags = same.map(|trace| trace.flags);
+            // Of whatever trace: who decided there that it is not sampled decided it for this request.
+            let flags = trace.map(|trace| trace.flags);
             Parent::Remote(call, ParentFrom::InflightOp, flags)
         }
         (None, Some(trace)) => {

@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::{registry, related};
-use crate::{held_up, machine, machine::Sleeper, report::Report, text, tracker::Tracker};
+use crate::{
+    held_up, machine, machine::Sleeper, report::Report, snapshot::from_millis, text,
+    tracker::Tracker,
+};
 
 /// No more of what a process said is shown, and that is the end of it.
 const MOST_SAID: u64 = 64 * 1024;
@@ -37,7 +40,7 @@ pub(super) fn report(tracker: Option<&Tracker>, test: Option<&str>) -> Report {
 
 /// Judged by a deadline: what has not moved for half of it is stuck, whatever its process says.
 pub(super) fn judged(report: Report, deadline: Duration) -> Report {
-    let stuck_after = Duration::from_secs_f64(report.local.stuck_after_ms.max(0.0) / 1000.0);
+    let stuck_after = from_millis(report.local.stuck_after_ms);
     report.stuck_after(stuck_after.min(deadline / 2))
 }
 
