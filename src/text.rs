@@ -10,6 +10,9 @@ pub(crate) const MAX_NAME: usize = 128;
 
 const CUT: &str = "...";
 
+/// Stands where nothing may be shown.
+const UNTOLD: &str = "..";
+
 /// Keeps a string of up to `max` bytes as it is; of a longer one what [`clean`] shows, cut and marked.
 #[inline]
 pub(crate) fn bounded(text: impl Into<Cow<'static, str>>, max: usize) -> Cow<'static, str> {
@@ -91,11 +94,17 @@ fn push_url(out: &mut String, url: &str, with_authority: bool) {
         0
     };
     let (authority, path) = before.split_at(authority);
-    out.push_str(
-        authority
-            .rsplit_once('@')
-            .map_or(authority, |(_, host)| host),
-    );
+    let (host, port) = host_and_port(authority);
+    match port {
+        // Where the password ends and the path begins cannot be told.
+        None if with_authority => return out.push_str(UNTOLD),
+        Some(port) if !port.is_empty() => {
+            out.push_str(host);
+            out.push(':');
+            out.push_str(port);
+        }
+        _ => out.push_str(host),
+    }
     out.push_str(path);
     if let Some(query) = query {
         out.push('?');
@@ -115,21 +124,37 @@ fn push_url(out: &mut String, url: &str, with_authority: bool) {
 }
 
 /// The host and the port of a whole URL, that of the scheme if it names none.
-pub(crate) fn host_and_port(url: &str) -> Option<String> {
+pub(crate) fn peer_of(url: &str) -> Option<String> {
     let (scheme, rest) = url.split_once("://")?;
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let authority = &rest[..end];
-    let host = authority
-        .rsplit_once('@')
-        .map_or(authority, |(_, host)| host);
-    let has_port = host.rfind(':') > host.rfind(']');
-    let port = match scheme {
-        _ if has_port || host.is_empty() => "",
-        "https" | "wss" => ":443",
-        "http" | "ws" => ":80",
-        _ => "",
+    let (host, port) = host_and_port(&rest[..end]);
+    let port = match (scheme, port?) {
+        ("https" | "wss", "") => ":443".to_owned(),
+        ("http" | "ws", "") => ":80".to_owned(),
+        (_, "") => String::new(),
+        (_, port) => format!(":{port}"),
     };
     (!host.is_empty()).then(|| visible(&format!("{host}{port}")))
+}
+
+/// The host and the port of an authority, without userinfo. What follows the host is a port, or none (empty); what is
+/// no port (`None`) may be a password that had a `/` in it.
+pub(crate) fn host_and_port(authority: &str) -> (&str, Option<&str>) {
+    let bare = match authority.bytes().rposition(|byte| byte == b'@') {
+        Some(at) => &authority[at + 1..],
+        None => authority,
+    };
+    let name = bare
+        .bytes()
+        .rposition(|byte| byte == b']')
+        .map_or(0, |end| end + 1);
+    let colon = bare[name..].bytes().position(|byte| byte == b':');
+    let Some(colon) = colon.map(|at| name + at) else {
+        return (bare, Some(""));
+    };
+    let port = Some(&bare[colon + 1..]);
+    let port = port.filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+    (&bare[..colon], port)
 }
 
 /// Writes out what a terminal would act on instead of showing it.
@@ -190,7 +215,7 @@ fn cut(text: &str, max: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_TEXT, bounded, clean, clean_url, host_and_port, visible};
+    use super::{MAX_TEXT, bounded, clean, clean_url, peer_of, visible};
 
     #[test]
     fn secrets_leave_a_url() {
@@ -203,6 +228,8 @@ mod tests {
             ("/x?token=s3cret#s3cret", "/x?token=.."),
             ("/x/http://u:kept@h", "/x/http://u:kept@h"),
             ("bob:s3cret@api:80", "api:80"),
+            ("http://bob:s3/cret@10.0.0.7:99/x?a=s3cret", "http://.."),
+            ("http://api:80/@scope/x", "http://api:80/@scope/x"),
             ("/plain", "/plain"),
         ] {
             assert_eq!(clean_url(url), shown);
@@ -226,9 +253,10 @@ mod tests {
             ("https://[::1]?a:1", Some("[::1]:443")),
             ("http://[::1]:8080/", Some("[::1]:8080")),
             ("unix://", None),
+            ("http://bob:s3/cret@api", None),
             ("/x", None),
         ] {
-            assert_eq!(host_and_port(url).as_deref(), named);
+            assert_eq!(peer_of(url).as_deref(), named);
         }
     }
 

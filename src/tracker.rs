@@ -50,7 +50,7 @@ pub struct Tracker {
 }
 
 /// Settings of a [`Tracker`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Builder {
     service: String,
     slow_after: Duration,
@@ -360,6 +360,20 @@ impl fmt::Debug for Tracker {
             .field("service", &self.shared.service)
             .field("in_flight", &self.shared.count())
             .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let peers: Vec<String> = self.peers.iter().map(|url| text::clean_url(url)).collect();
+        f.debug_struct("Builder")
+            .field("service", &self.service)
+            .field("slow_after", &self.slow_after)
+            .field("stuck_after", &self.stuck_after)
+            .field("capacity", &self.capacity)
+            .field("history", &self.history)
+            .field("peers", &peers)
+            .finish()
     }
 }
 

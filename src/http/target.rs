@@ -18,7 +18,7 @@ pub(super) fn of_uri(uri: &Uri) -> Target<'_> {
     let Some(authority) = uri.authority() else {
         return of_path(uri);
     };
-    let (host, port) = host_and_port(authority.as_str());
+    let (host, port) = text::host_and_port(authority.as_str());
     let both = match uri.path_and_query() {
         Some(both) => both.as_str(),
         None => "",
@@ -103,7 +103,7 @@ fn parts(url: &str) -> Option<Target<'static>> {
             return None;
         }
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let (host, port) = host_and_port(authority);
+        let (host, port) = text::host_and_port(authority);
         let port = port?;
         if host.is_empty() {
             return None;
@@ -119,26 +119,6 @@ fn parts(url: &str) -> Option<Target<'static>> {
     }
     push_query(&mut out, query);
     Some(Target::Url(out.into()))
-}
-
-// Without userinfo. What follows the host is a port, or none (empty); what is no port (`None`) may be a password that
-// had a `/` in it.
-fn host_and_port(authority: &str) -> (&str, Option<&str>) {
-    let bare = match authority.bytes().rposition(|byte| byte == b'@') {
-        Some(at) => &authority[at + 1..],
-        None => authority,
-    };
-    let name = bare
-        .bytes()
-        .rposition(|byte| byte == b']')
-        .map_or(0, |end| end + 1);
-    let colon = bare[name..].bytes().position(|byte| byte == b':');
-    let Some(colon) = colon.map(|at| name + at) else {
-        return (bare, Some(""));
-    };
-    let port = Some(&bare[colon + 1..]);
-    let port = port.filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
-    (&bare[..colon], port)
 }
 
 fn push_path(out: &mut String, path: &str) {

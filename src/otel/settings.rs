@@ -97,12 +97,15 @@ impl Settings {
         timeout.unwrap_or(TIMEOUT).min(most)
     }
 
-    /// Where spans go, as it may be shown.
-    pub(super) fn shown_endpoint(&self) -> String {
+    fn named_endpoint(&self) -> Option<String> {
         let named = self.endpoint.clone();
         let named = named.or_else(|| variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"));
-        let named = named.or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT"));
-        match (named, self.protocol) {
+        named.or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT"))
+    }
+
+    /// Where spans go, as it may be shown.
+    pub(super) fn shown_endpoint(&self) -> String {
+        match (self.named_endpoint(), self.protocol) {
             (Some(named), _) => text::clean_url(&named),
             (None, Some(Protocol::Grpc)) => "http://localhost:4317".to_owned(),
             (None, _) => "http://localhost:4318".to_owned(),
@@ -132,7 +135,16 @@ impl Settings {
                 builder.with_timeout(self.timeout()).build()
             }
         };
-        built.map_err(|error| text::clean(&error.to_string()))
+        built.map_err(|error| self.shown_error(&error.to_string()))
+    }
+
+    // One without a scheme looks like no URL, whatever it holds.
+    fn shown_error(&self, error: &str) -> String {
+        let error = match self.named_endpoint() {
+            Some(named) => error.replace(named.trim(), &self.shown_endpoint()),
+            None => error.to_owned(),
+        };
+        text::clean(&error)
     }
 
     /// Who sends: the service, this very instance of it, its process and host.

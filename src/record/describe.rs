@@ -86,7 +86,7 @@ impl Record {
                     peer: match (peer, inner.subject.target()) {
                         (Some(peer), _) => Some(peer.to_string()),
                         (None, Target::Url(url)) if *self.kind == Kind::HttpClient => {
-                            text::host_and_port(&url)
+                            text::peer_of(&url)
                         }
                         (None, _) => None,
                     },

@@ -31,6 +31,7 @@ const SECRET_URLS: &[&str] = &[
     "http://bob:s3cret@api:80/x?token=s3cret&limit=s3cret#s3cret",
     "https://s3cret@api/x",
     "http://bob:p@s3cret@[::1]:80/?a=s3cret",
+    "http://bob:x/s3cret@10.0.0.7:99/x",
     "http://bob:(s3cret)'s3cret'@api/x?t=(s3cret)'s3cret'",
     "postgres://bob:s3cret@db/x?sslpassword=s3cret",
     "http://api/x?next=http://bob:s3cret@other/?t=s3cret",

@@ -130,6 +130,9 @@ async fn a_snapshot_can_be_narrowed_and_nonsense_is_explained() {
         assert_eq!(snapshot.totals.left_out, 5, "{query}");
     }
     assert_eq!(json("count").await.1, r#"{"ops":5}"#);
+    assert_eq!(json("count&kind=task").await.1, r#"{"ops":5}"#);
+    assert_eq!(json("count&kind=fuse").await.1, r#"{"ops":0}"#);
+    assert_eq!(json("count&min_age=1h").await.1, r#"{"ops":0}"#);
     let (_, _, text) = ask(&tracker, "/debug/inflight?count", None).await;
     assert_eq!(text, "5\n");
     for query in [

@@ -93,6 +93,34 @@ fn a_traceparent_names_the_trace_and_inflight_op_beats_it() {
     assert_eq!(op.parent_id.unwrap().to_string(), "53995c3f42cd8ad8");
 }
 
+// A trace that is sampled at one in a hundred would be sampled at each from here on, or never.
+#[test]
+fn who_decided_whether_it_is_sampled_is_heard_whichever_trace_it_was_in() {
+    for flags in ["00", "01"] {
+        let tracker = Tracker::new("test");
+        let call = "0af7651916cd43dd8448eb211c80319c-53995c3f42cd8ad8";
+        let left = Arc::new(Mutex::new(HeaderMap::new()));
+        let asks = tower::service_fn({
+            let (tracker, left) = (tracker.clone(), Arc::clone(&left));
+            move |_: Request<_>| {
+                let layer = ClientLayer::new(&tracker).traceparent(true);
+                *left.lock().unwrap() = sent(layer, &tracker, &[]).0;
+                std::future::pending::<Result<Response<Nothing>, Infallible>>()
+            }
+        });
+        let mut request = Request::get("/x").body(Nothing::new()).unwrap();
+        for (name, value) in [("inflight-op", call), ("traceparent", &traceparent(flags))] {
+            request.headers_mut().append(name, value.parse().unwrap());
+        }
+
+        let _future = ServerLayer::new(&tracker).layer(asks).call(request);
+
+        let left = left.lock().unwrap();
+        let traceparent = left["traceparent"].to_str().unwrap();
+        assert!(traceparent.ends_with(flags), "{traceparent}");
+    }
+}
+
 #[test]
 fn bad_headers_are_ignored_and_counted_and_never_shown() {
     let long = "a".repeat(8000);
