@@ -60,6 +60,12 @@ pub(crate) fn clean(text: &str) -> String {
             .unwrap_or(tail.len());
         // A password may hold any of these; at the end they belong to the sentence.
         let url = tail[..end].trim_end_matches(['.', ',', ':', ';', '\'', ')']);
+        let authority = &url[..url.find('/').unwrap_or(url.len())];
+        let url = match host_and_port(authority) {
+            (_, Some(_)) => url,
+            // A password that goes on behind what ends a URL elsewhere.
+            _ => tail.split(char::is_whitespace).next().unwrap_or_default(),
+        };
         push_url(&mut out, url, true);
         rest = &tail[url.len()..];
     }
@@ -243,6 +249,10 @@ mod tests {
         assert_eq!(
             clean("'http://bob:s3c'r)et@api/x?t=s3c)r'et', \"http://a:s3cret@b\""),
             "'http://api/x?t=..', \"http://b\""
+        );
+        assert_eq!(
+            clean("GET http://bob:s3\"cret@api/x failed"),
+            "GET http://.. failed"
         );
     }
 

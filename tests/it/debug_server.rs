@@ -200,6 +200,60 @@ fn a_server_that_was_let_go_runs_on() {
 }
 
 #[test]
+fn who_asks_and_goes_away_keeps_nobody_from_a_report() {
+    const TEST: &str = "who_asks_and_goes_away_keeps_nobody_from_a_report";
+    if !is_child(TEST) {
+        return passes_in_child(TEST);
+    }
+    // It never answers: a report takes as long as one may.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let tracker = Tracker::builder("api").peer(url).build();
+    let server = debug::serve(&tracker);
+    let socket = server.path().unwrap();
+
+    for _ in 0..100 {
+        let mut gives_up = UnixStream::connect(socket).unwrap();
+        gives_up
+            .write_all(b"GET /debug/inflight HTTP/1.1\r\nHost: x\r\n\r\n")
+            .unwrap();
+    }
+
+    let answer = get(socket, "/debug/inflight", "");
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+}
+
+#[test]
+fn who_comes_and_says_nothing_uses_nothing_up() {
+    const TEST: &str = "who_comes_and_says_nothing_uses_nothing_up";
+    const IDLE: usize = 40;
+    if !is_child(TEST) {
+        return passes_in_child(TEST);
+    }
+    let server = debug::serve(&Tracker::new("api")).tcp("127.0.0.1:0".parse().unwrap());
+    let connect = || {
+        let stream = std::net::TcpStream::connect(server.address().unwrap()).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream
+    };
+    let open = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = open();
+    let idle: Vec<_> = (0..IDLE).map(|_| connect()).collect();
+
+    // Behind all of them: those that were let in first are let go for it.
+    let mut asks = connect();
+    asks.write_all(b"GET /debug/inflight?count HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    asks.read_to_string(&mut answer).unwrap();
+
+    assert!(answer.ends_with("\r\n\r\n0\n"), "{answer}");
+    // Ours, and fewer at the other end.
+    assert!(open() < before + IDLE + IDLE, "all are open");
+    drop(idle);
+}
+
+#[test]
 fn a_peer_is_joined_and_one_that_is_stopped_is_named() {
     const TEST: &str = "a_peer_is_joined_and_one_that_is_stopped_is_named";
     let tracker = Tracker::new("peer");
