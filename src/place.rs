@@ -140,7 +140,7 @@ impl Place {
 
     /// Fails all requests, which frees their callers.
     pub(crate) fn abort(&self, deadline: Instant) {
-        if !self.abort_connection() && self.is_there() {
+        if self.exists() && !self.abort_connection() && self.is_there() {
             let _busy = self.unmount_once(UnmountFlags::FORCE, deadline);
         }
     }

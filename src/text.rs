@@ -252,7 +252,7 @@ mod tests {
         );
         assert_eq!(
             clean("GET http://bob:s3\"cret@api/x failed"),
-            "GET http://.. failed"
+            "GET http://api/x failed"
         );
     }
 

@@ -280,7 +280,7 @@ mod tests {
     };
 
     use super::{Callback, Told};
-    use crate::{Op, State, Tracker};
+    use crate::{op::Op, snapshot::State, tracker::Tracker};
 
     fn tracker() -> Tracker {
         let soon = Duration::from_millis(1);
@@ -311,7 +311,9 @@ mod tests {
         let said = Arc::new(AtomicUsize::new(0));
         let on_stuck: Callback = Arc::new({
             let said = Arc::clone(&said);
-            move |_| drop(said.fetch_add(1, SeqCst))
+            move |_| {
+                said.fetch_add(1, SeqCst);
+            }
         });
         let callbacks = [None, Some(on_stuck)];
         let mut told = Told::default();

@@ -103,7 +103,7 @@ fn mounts_text(report: &Report, mounts: &[FuseMount]) -> String {
         let (server, advice) = match &mount.server {
             Server::Dead => (
                 "DEAD: nobody serves it".to_owned(),
-                format!("to remove it: umount -l {path}"),
+                format!("to remove it: umount -l {}", quoted(path)),
             ),
             server => {
                 let name = match server {
@@ -113,7 +113,10 @@ fn mounts_text(report: &Report, mounts: &[FuseMount]) -> String {
                 };
                 let advice = match (has_tracker, mount.kernel_waiting) {
                     (true, _) | (_, Some(0)) => String::new(),
-                    _ => format!("if it hangs, to free its callers: inflight abort {path}"),
+                    _ => format!(
+                        "if it hangs, to free its callers: inflight abort {}",
+                        quoted(path)
+                    ),
                 };
                 let inside = match server {
                     _ if has_tracker => "",
@@ -132,4 +135,29 @@ fn mounts_text(report: &Report, mounts: &[FuseMount]) -> String {
         }
     }
     text
+}
+
+// As a shell takes it.
+fn quoted(path: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%".contains(c);
+    match path.chars().all(is_plain) {
+        true => path.to_owned(),
+        false => format!("'{}'", path.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn a_path_is_one_word_to_a_shell() {
+        for (path, word) in [
+            ("/mnt/s", "/mnt/s"),
+            ("/mnt/a b; rm", "'/mnt/a b; rm'"),
+            ("/mnt/it's", r"'/mnt/it'\''s'"),
+        ] {
+            assert_eq!(quoted(path), word);
+        }
+    }
 }

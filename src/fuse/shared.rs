@@ -408,7 +408,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::{Root, directory, has_sigkill};
-    use crate::Tracker;
+    use crate::tracker::Tracker;
 
     #[test]
     fn a_root_that_has_changed_is_not_told_from_memory_before_it_was_asked_again() {

@@ -179,14 +179,22 @@ fn servers() -> Servers {
             }
         }
     }
-    let unknown = if is_hidden {
+    let unknown = if is_hidden || !rustix::process::geteuid().is_root() {
         Some("needs root".to_owned())
+    } else if !sees_all_processes() {
+        Some("may be outside of this container".to_owned())
     } else if is_told || tells_connections() {
         None
     } else {
         Some("needs Linux 6.18".to_owned())
     };
     Servers { found, unknown }
+}
+
+// The first pid namespace has a number of its own (PROC_PID_INIT_INO); what serves a mount from outside of another
+// one is not in its /proc.
+fn sees_all_processes() -> bool {
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new("pid:[4026531836]"))
 }
 
 // Without a daemon to see it on, the version says whether a kernel would have told.

@@ -5,6 +5,7 @@ use std::{
     fs,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -13,13 +14,16 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::run_id::RunId;
 use crate::{
-    machine::{self, Server},
+    machine::{self, Group, Server},
     mountinfo,
     place::Place,
 };
 
 /// What the name of a file ends with that says where a daemon is to mount.
 pub(super) const RECORD: &str = "mount";
+
+/// What a mount is given to answer.
+const ANSWER: Duration = Duration::from_millis(300);
 
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -100,15 +104,8 @@ fn places(run: &RunId) -> BTreeSet<Place> {
     let mut found = BTreeSet::new();
     let processes = run.processes();
     let mounts = machine::fuse_mounts();
-    let serves = |connection: u64| {
-        let mut of_connection = mounts.iter().filter(|it| it.connection == connection);
-        of_connection.any(|mount| match &mount.server {
-            Server::Process(pid, _) => processes.contains(pid),
-            _ => false,
-        })
-    };
     for mount in &mounts {
-        if serves(mount.connection) {
+        if matches!(&mount.server, Server::Process(pid, _) if processes.contains(pid)) {
             found.extend(Place::of_connection(mount.connection));
         }
     }
@@ -116,11 +113,39 @@ fn places(run: &RunId) -> BTreeSet<Place> {
         let Some(place) = Place::find(&path) else {
             continue;
         };
-        if ids == Some((place.mount_id(), place.connection())) {
+        let mut of_connection = mounts
+            .iter()
+            .filter(|it| it.connection == place.connection());
+        if ids == Some((place.mount_id(), place.connection()))
+            && of_connection.any(|mount| is_ours(&mount.server, &processes, || answers(&path)))
+        {
             found.insert(place);
         }
     }
     found
+}
+
+// Both numbers are used again, and paths are: what was recorded may be somebody's own mount by now. That of a run
+// whose processes are gone answers nobody.
+fn is_ours(server: &Server, processes: &[u32], answers: impl FnOnce() -> bool) -> bool {
+    match server {
+        Server::Process(pid, _) => processes.contains(pid),
+        Server::Dead => true,
+        Server::Unknown(_) => !processes.is_empty() || !answers(),
+    }
+}
+
+// One that hangs has somebody to answer.
+fn answers(mount: &Path) -> bool {
+    let mut stat = Command::new("/usr/bin/stat");
+    stat.arg("-f").arg("--").arg(mount).current_dir("/");
+    stat.stdin(Stdio::null()).stdout(Stdio::null());
+    let Ok(mut stat) = Group::spawn(stat.stderr(Stdio::null())) else {
+        return true;
+    };
+    let ended = stat.ended_within(ANSWER);
+    stat.signal(Signal::KILL);
+    !matches!(ended, Ok(Some(status)) if !status.success())
 }
 
 type Record = (Option<(u64, u64)>, PathBuf);
@@ -158,7 +183,22 @@ fn remove(directory: &Path) {
 mod tests {
     use std::path::Path;
 
-    use super::{parse, record};
+    use super::{is_ours, parse, record};
+    use crate::machine::Server;
+
+    #[test]
+    fn a_mount_that_somebody_else_has_by_now_is_left_alone() {
+        let served = |pid| Server::Process(pid, "cat".to_owned());
+        let unknown = Server::Unknown("needs Linux 6.18".to_owned());
+
+        assert!(is_ours(&served(7), &[7], || true));
+        assert!(!is_ours(&served(8), &[7], || false));
+        assert!(!is_ours(&served(8), &[], || false));
+        assert!(is_ours(&Server::Dead, &[], || true));
+        assert!(is_ours(&unknown, &[7], || true), "it may hang");
+        assert!(is_ours(&unknown, &[], || false));
+        assert!(!is_ours(&unknown, &[], || true), "its own is dead");
+    }
 
     #[test]
     fn a_record_is_read_back() {
