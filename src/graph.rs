@@ -4,12 +4,14 @@
 //! something it waits for leaves it no way out. Ops that are doomed by each other are a cycle; the
 //! others that are doomed stand behind one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::{
-    id::OpId,
+    id::{OpId, TraceId},
     proc::sleeps_in_fuse,
-    snapshot::{Kind, Listener, LiveOp, On, ParentFrom, Resource, Snapshot, State, Thread, Wait},
+    snapshot::{
+        Kind, Listener, LiveOp, On, ParentFrom, Party, Resource, Snapshot, State, Thread, Wait,
+    },
 };
 
 /// So long must all edges of a cycle have held together.
@@ -24,7 +26,7 @@ pub(crate) struct WaitGraph<'a> {
     pub(crate) waiters: Vec<Vec<usize>>,
 }
 
-/// An op, a thread that holds a resource without one, or a process that runs no tracker.
+/// An op, a thread that holds a resource or waits for one without an op, or a process that runs no tracker.
 #[derive(Debug)]
 pub(crate) struct Node<'a> {
     pub(crate) who: Who<'a>,
@@ -118,6 +120,7 @@ impl<'a> WaitGraph<'a> {
             waiters: Vec::new(),
         };
         let mut joined = Join::new(snapshots, &mut graph);
+        joined.waiting_threads();
         joined.stated();
         joined.served();
         joined.threads();
@@ -250,6 +253,35 @@ impl<'a> Node<'a> {
             Who::Thread(_) | Who::Process(_) => None,
         }
     }
+
+    /// How long it has waited for the resource that it waits for.
+    pub(crate) fn waited_ms(&self) -> f64 {
+        match self.who {
+            Who::Op(op) => op.phase.wait.as_ref().map_or(0.0, |wait| wait.since_ms),
+            // One that waits is here as it is among the waiters.
+            Who::Thread(thread) => thread.since_ms,
+            Who::Process(_) => 0.0,
+        }
+    }
+
+    /// It waits for a resource.
+    pub(crate) fn wants_resource(&self) -> bool {
+        self.waits.iter().any(|wait| wait.resource.is_some())
+    }
+
+    /// Time since it moved by itself.
+    pub(crate) fn own_progress_ms(&self) -> f64 {
+        match self.who {
+            Who::Op(op) => f64::min(op.progress_ms, op.age_ms),
+            Who::Thread(thread) if self.wants_resource() => thread.since_ms,
+            Who::Thread(_) | Who::Process(_) => f64::MAX,
+        }
+    }
+
+    /// It is long by design.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.op().is_some_and(|op| op.state == State::Idle)
+    }
 }
 
 impl Condition<'_> {
@@ -314,6 +346,8 @@ struct Join<'g, 'a> {
     snapshots: &'g [&'a Snapshot],
     clocks: Vec<f64>,
     graph: &'g mut WaitGraph<'a>,
+    // The nodes of threads, by process and thread id.
+    of_threads: HashMap<(usize, u32), usize>,
 }
 
 impl<'g, 'a> Join<'g, 'a> {
@@ -322,6 +356,41 @@ impl<'g, 'a> Join<'g, 'a> {
             snapshots,
             clocks: clocks(snapshots),
             graph,
+            of_threads: HashMap::new(),
+        }
+    }
+
+    // Threads that work for no op and wait for a resource.
+    fn waiting_threads(&mut self) {
+        for (process, snapshot) in self.snapshots.iter().enumerate() {
+            // Of waits within each other the youngest is the one that the thread is in.
+            let mut innermost: BTreeMap<u32, (&Resource, &Party, &Thread)> = BTreeMap::new();
+            for resource in &snapshot.resources {
+                for waiter in resource.waiters.iter().filter(|waiter| waiter.op.is_none()) {
+                    let Some(thread) = &waiter.thread else {
+                        continue;
+                    };
+                    let this = (resource, waiter, thread);
+                    let known = innermost.entry(thread.tid).or_insert(this);
+                    if waiter.since_ms < known.1.since_ms {
+                        *known = this;
+                    }
+                }
+            }
+            for (_, _, thread) in innermost.values() {
+                self.thread(process, thread);
+            }
+            for (resource, waiter, thread) in innermost.into_values() {
+                let since = self.clocks[process] - waiter.since_ms;
+                // As for ops: one that is given back frees a waiter, all of them only where there is one.
+                let needs = match resource.capacity {
+                    0 | 1 => Needs::All,
+                    _ => Needs::Any,
+                };
+                let condition = self.on_holders(process, resource, needs, since);
+                let node = self.thread(process, thread);
+                self.graph.nodes[node].waits.push(condition);
+            }
         }
     }
 
@@ -372,8 +441,19 @@ impl<'g, 'a> Join<'g, 'a> {
         let Some(resource) = of_id.find(|r| Some(&r.id) == wait.resource.as_ref()) else {
             return self.on_ops(wait, Why::Holds, since);
         };
-        let mut has_way_out =
-            wait.others > 0 || (resource.holders.len() as u64) < resource.capacity.max(1);
+        let mut condition = self.on_holders(process, resource, needs(wait), since);
+        condition.has_way_out |= wait.others > 0;
+        condition
+    }
+
+    fn on_holders(
+        &mut self,
+        process: usize,
+        resource: &'a Resource,
+        needs: Needs,
+        since: f64,
+    ) -> Condition<'a> {
+        let mut has_way_out = (resource.holders.len() as u64) < resource.capacity.max(1);
         let mut targets = Vec::with_capacity(resource.holders.len());
         for holder in &resource.holders {
             let node = match (holder.op, &holder.thread) {
@@ -393,7 +473,7 @@ impl<'g, 'a> Join<'g, 'a> {
         }
         Condition {
             targets,
-            needs: needs(wait),
+            needs,
             has_way_out,
             resource: Some(resource),
         }
@@ -401,23 +481,29 @@ impl<'g, 'a> Join<'g, 'a> {
 
     // One node a thread and process.
     fn thread(&mut self, process: usize, thread: &'a Thread) -> usize {
-        let known = self.graph.nodes.iter().position(|node| {
-            let is_it = matches!(node.who, Who::Thread(known) if known.tid == thread.tid);
-            is_it && node.process == process
-        });
-        known.unwrap_or_else(|| {
-            self.graph.nodes.push(Node {
-                who: Who::Thread(thread),
-                process,
-                waits: Vec::new(),
-            });
-            self.graph.nodes.len() - 1
-        })
+        let nodes = &mut self.graph.nodes;
+        *self
+            .of_threads
+            .entry((process, thread.tid))
+            .or_insert_with(|| {
+                nodes.push(Node {
+                    who: Who::Thread(thread),
+                    process,
+                    waits: Vec::new(),
+                });
+                nodes.len() - 1
+            })
     }
 
     // From a request that was sent to the op that answers it.
     fn served(&mut self) {
         let mut found: HashMap<usize, Vec<Target>> = HashMap::new();
+        let mut calls: HashMap<TraceId, Vec<usize>> = HashMap::new();
+        for (node, caller) in self.graph.nodes.iter().enumerate() {
+            if let Some(op) = caller.op().filter(|op| op.kind == Kind::HttpClient) {
+                calls.entry(op.trace_id).or_default().push(node);
+            }
+        }
         for node in 0..self.graph.nodes.len() {
             let Some(op) = self.graph.nodes[node].op() else {
                 continue;
@@ -425,7 +511,7 @@ impl<'g, 'a> Join<'g, 'a> {
             if op.kind != Kind::HttpServer {
                 continue;
             }
-            for (caller, is_certain) in self.callers(op) {
+            for (caller, is_certain) in self.callers(op, &calls) {
                 found.entry(caller).or_default().push(Target {
                     node,
                     why: Why::ServedBy,
@@ -444,7 +530,8 @@ impl<'g, 'a> Join<'g, 'a> {
         }
     }
 
-    fn callers(&self, op: &LiveOp) -> Vec<(usize, bool)> {
+    // Who sent a request, and whether that is certain; `calls` are those of each trace.
+    fn callers(&self, op: &LiveOp, calls: &HashMap<TraceId, Vec<usize>>) -> Vec<(usize, bool)> {
         let Some(parent) = op.parent_id else {
             return Vec::new();
         };
@@ -456,17 +543,8 @@ impl<'g, 'a> Join<'g, 'a> {
             return Vec::new();
         }
         // Something in between made a span of its own: only the trace is left to go by.
-        let mut nodes = self.graph.nodes.iter().enumerate();
-        let mut of_trace = Vec::new();
-        for (node, caller) in &mut nodes {
-            let is_call = |caller: &&LiveOp| {
-                caller.kind == Kind::HttpClient && caller.trace_id == op.trace_id
-            };
-            if caller.op().as_ref().is_some_and(is_call) {
-                of_trace.push((node, false));
-            }
-        }
-        of_trace
+        let of_trace = calls.get(&op.trace_id).into_iter().flatten();
+        of_trace.map(|caller| (*caller, false)).collect()
     }
 
     // From whoever runs on a thread to the FUSE op which that thread has called.
@@ -506,6 +584,7 @@ impl<'g, 'a> Join<'g, 'a> {
                 has_way_out |= targets.len() == before;
             }
             if !targets.is_empty() {
+                has_way_out |= self.goes_on_without(node, &targets);
                 self.graph.nodes[node].waits.push(Condition {
                     targets,
                     needs: Needs::Any,
@@ -515,6 +594,19 @@ impl<'g, 'a> Join<'g, 'a> {
             }
         }
         self.processes(&has_runner);
+    }
+
+    // An op may have given up what a thread of it does, as at a timeout: it has if it waits for something else, or
+    // moved while the thread was in the call.
+    fn goes_on_without(&self, runner: usize, calls: &[Target]) -> bool {
+        let node = &self.graph.nodes[runner];
+        // A thread is nowhere else.
+        let Some(op) = node.op() else {
+            return false;
+        };
+        let moved = self.clocks[node.process] - op.progress_ms;
+        let youngest = calls.iter().map(|call| call.since).fold(f64::MIN, f64::max);
+        op.phase.wait.is_some() || moved > youngest
     }
 
     fn called_by(&self, runner: usize, thread: &Thread, called: usize) -> Option<Target> {
@@ -600,6 +692,9 @@ impl<'g, 'a> Join<'g, 'a> {
                 is_certain: false,
                 since,
             };
+            // They were looked for where the first snapshot was taken.
+            let is_here =
+                |node: &Node| share_threads(self.snapshots[0], self.snapshots[node.process]);
             let number = self.graph.nodes.len();
             let asks: Vec<usize> = nodes()
                 .filter(|(_, node)| {
@@ -607,14 +702,14 @@ impl<'g, 'a> Join<'g, 'a> {
                     let peer = http.and_then(|http| http.peer.as_ref());
                     let pid = self.snapshots[node.process].process.pid;
                     let is_asked = listener.callers.contains(&pid) && peer == Some(&listener.peer);
-                    node.waits.is_empty() && is_asked
+                    node.waits.is_empty() && is_asked && is_here(node)
                 })
                 .map(|(node, _)| node)
                 .collect();
             let made: Vec<Condition<'a>> = nodes()
                 .filter(|(_, node)| {
                     let caller = node.op().and_then(|op| op.caller.as_ref());
-                    caller.and_then(|caller| caller.pid) == Some(listener.pid)
+                    caller.and_then(|caller| caller.pid) == Some(listener.pid) && is_here(node)
                 })
                 .map(|(node, _)| Condition {
                     targets: vec![edge(node, self.begun(node))],

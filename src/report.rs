@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     evidence,
-    graph::{self, Circle, WaitGraph, Who, Why},
+    graph::{self, Circle, Node, Target, WaitGraph, Who, Why},
     held_up,
     id::OpId,
     listeners,
@@ -110,7 +110,8 @@ pub struct Edge {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Cycle {
-    /// Its members and no others, one that holds something first.
+    /// Its members and no others, one that holds something first. Threads that work for no op stand in
+    /// [`Report::edges`] alone.
     pub ops: Vec<OpId>,
     /// How long all its edges have held together.
     pub for_ms: f64,
@@ -348,12 +349,13 @@ impl Report {
 impl Analysis<'_> {
     /// How a node fares, with what it waits for taken into account.
     pub(crate) fn state(&self, node: usize) -> State {
-        let Who::Op(op) = self.graph.nodes[node].who else {
-            return State::Running;
-        };
-        let snapshot = self.snapshots[self.graph.nodes[node].process];
+        let entry = &self.graph.nodes[node];
+        let snapshot = self.snapshots[entry.process];
         match self.progress_ms[node] {
-            _ if op.state == State::Idle => State::Idle,
+            _ if entry.is_idle() => State::Idle,
+            // Of a process without a tracker, and a thread that waits for nothing known, none can tell.
+            _ if entry.op().is_none() && entry.waits.is_empty() => State::Running,
+            _ if matches!(entry.who, Who::Process(_)) => State::Running,
             progress if progress >= snapshot.stuck_after_ms => State::Stuck,
             progress if progress >= snapshot.slow_after_ms => State::Slow,
             _ => State::Running,
@@ -400,16 +402,15 @@ impl Analysis<'_> {
         let now = self.clocks.first().copied().unwrap_or_default();
         for (from, node) in self.graph.nodes.iter().enumerate() {
             for condition in &node.waits {
-                if let (Some(resource), Some(op)) = (condition.resource, node.op()) {
+                if let Some(resource) = condition.resource {
                     let pid = self.pid(from);
                     let name = format!("resource:{pid}:{}", resource.id);
-                    let wait = op.phase.wait.as_ref();
                     edges.push(Edge {
                         from: self.name(from),
                         to: name.clone(),
                         why: "waits".to_owned(),
                         certainty: certainty(true).to_owned(),
-                        since_ms: wait.map_or(0.0, |wait| wait.since_ms),
+                        since_ms: node.waited_ms(),
                     });
                     if seen.insert(name.clone()) {
                         edges.extend(held(&name, resource, pid));
@@ -476,11 +477,8 @@ fn scope(graph: &WaitGraph<'_>, mount: Option<&str>) -> Vec<bool> {
 
 // What is waited for moves for those who wait.
 fn progress(graph: &WaitGraph<'_>) -> Vec<f64> {
-    let own = |who| match who {
-        Who::Op(op) => f64::min(op.progress_ms, op.age_ms),
-        Who::Thread(_) | Who::Process(_) => f64::MAX,
-    };
-    let mut progress: Vec<f64> = graph.nodes.iter().map(|node| own(node.who)).collect();
+    let mut progress: Vec<f64> = graph.nodes.iter().map(Node::own_progress_ms).collect();
+    let movers = movers(graph);
     let mut order: Vec<usize> = (0..progress.len()).collect();
     order.sort_by(|a, b| progress[*a].total_cmp(&progress[*b]));
     let mut is_known = vec![false; progress.len()];
@@ -491,11 +489,36 @@ fn progress(graph: &WaitGraph<'_>) -> Vec<f64> {
         while let Some(node) = todo.pop() {
             if !std::mem::replace(&mut is_known[node], true) {
                 progress[node] = moved;
-                todo.extend(&graph.waiters[node]);
+                todo.extend(&movers[node]);
             }
         }
     }
     progress
+}
+
+// For each node those who move with it. Along a guess nobody does: what is stuck would hide behind it.
+fn movers(graph: &WaitGraph<'_>) -> Vec<Vec<usize>> {
+    let edges =
+        || (0..graph.nodes.len()).flat_map(|from| graph.out(from).map(move |to| (from, to)));
+    let by_trace = |target: &Target| target.why == Why::ServedBy && !target.is_certain;
+    let mut callers = vec![0; graph.nodes.len()];
+    for (_, target) in edges().filter(|(_, target)| by_trace(target)) {
+        callers[target.node] += 1;
+    }
+    let mut movers = vec![Vec::new(); graph.nodes.len()];
+    for (from, target) in edges() {
+        let is_guess = match target.why {
+            Why::Process => graph.nodes[from].op().is_some(),
+            _ => by_trace(target) && callers[target.node] > 1,
+        };
+        // A stream that goes on gives nothing back by that.
+        let is_kept = matches!(target.why, Why::Holds | Why::Slot);
+        if is_guess || (is_kept && graph.nodes[target.node].is_idle()) {
+            continue;
+        }
+        movers[target.node].push(from);
+    }
+    movers
 }
 
 fn held<'a>(name: &str, resource: &'a Resource, pid: u32) -> impl Iterator<Item = Edge> + 'a {

@@ -93,6 +93,7 @@ struct Parties {
 struct Entry {
     number: u64,
     op: Option<OpId>,
+    // 0 if it is not known.
     tid: u32,
     since: Stamp,
 }
@@ -140,14 +141,16 @@ impl Resource {
         self.held(entry, value)
     }
 
-    /// Awaits `get`; the op that is current when this is first polled, else its thread, waits for it
-    /// meanwhile and holds what it gives. What is ready at once was not waited for.
+    /// Awaits `get`; the op that is current when this is first polled waits for it meanwhile and holds
+    /// what it gives. What is ready at once was not waited for. Without an op somebody is shown to hold
+    /// it, and nobody knows who: a task goes from thread to thread.
     ///
     /// # Cancel safety
     ///
     /// Dropped before it is done, it no longer waits and holds nothing.
     pub async fn wait_async<F: Future>(&self, get: F) -> Held<F::Output> {
         let (record, entry) = me();
+        let entry = entry.without_thread();
         let mut get = std::pin::pin!(get);
         let mut record = Some(record);
         let mut waits = None;
@@ -223,7 +226,8 @@ impl<T> Mutex<T> {
 
 #[cfg(feature = "tokio")]
 impl<T: ?Sized> Mutex<T> {
-    /// Locks it. The holder is the op that is current when this is first polled, else its thread.
+    /// Locks it. The holder is the op that is current when this is first polled; without one it is
+    /// not known, as a task goes from thread to thread.
     ///
     /// # Cancel safety
     ///
@@ -236,7 +240,7 @@ impl<T: ?Sized> Mutex<T> {
         }
     }
 
-    /// Locks it if it is free.
+    /// Locks it if it is free. The holder is the current op, as for [`Mutex::lock`].
     ///
     /// # Errors
     ///
@@ -245,7 +249,8 @@ impl<T: ?Sized> Mutex<T> {
         let inner = self.inner.try_lock()?;
         let (_, entry) = me();
         Ok(MutexGuard {
-            _holding: self.resource.state.hold(entry),
+            // The guard may go to another thread.
+            _holding: self.resource.state.hold(entry.without_thread()),
             inner,
         })
     }
@@ -335,8 +340,8 @@ impl Source for State {
         };
         let party = |entry: &Entry| Party {
             op: entry.op,
-            thread: entry.op.is_none().then(|| Thread {
-                tid: entry.tid,
+            thread: entry.tid().map(|tid| Thread {
+                tid,
                 since_ms: millis(now.since(entry.since)),
                 ..Thread::default()
             }),
@@ -368,6 +373,15 @@ impl Entry {
             since: Stamp::now(),
             ..entry
         }
+    }
+
+    fn without_thread(self) -> Self {
+        Self { tid: 0, ..self }
+    }
+
+    // Which thread it is, where no op stands for it.
+    fn tid(&self) -> Option<u32> {
+        (self.op.is_none() && self.tid != 0).then_some(self.tid)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The ops, a line each: the proof, who waits behind it, and what ended not long ago.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::{
     MOST_ENDED, MOST_LISTED, PROCESS, Text, WHAT, WIDTH,
@@ -11,6 +11,9 @@ use crate::{
     report::Verdict,
     snapshot::{Outcome, State},
 };
+
+/// Of what a wait is for, so many are named.
+const MOST_NAMED: usize = 8;
 
 impl<'a> Text<'a> {
     // The circles; without one, from each cause a chain to the one that has waited for it the longest.
@@ -43,14 +46,24 @@ impl<'a> Text<'a> {
         chains
     }
 
-    // What is stuck and waits for nothing else that is, the one with the most behind it first.
+    // What is stuck and waits for nothing else that is, the one with the most behind it first. One that is not
+    // judged by its age is a cause by those who wait for it.
     fn causes(&self, state: &State) -> Vec<usize> {
         let graph = &self.analysis.graph;
         let mut causes = self.analysis.nodes_that_are(state);
-        // A process without a tracker that made no call is the end of what is known.
-        let is_end =
-            |node: usize| self.listener(node).is_some() && graph.out(node).next().is_none();
-        causes.retain(|node| graph.out(*node).all(|target| is_end(target.node)));
+        let waited_for = causes.iter().flat_map(|node| graph.out(*node));
+        let ageless: BTreeSet<usize> = waited_for
+            .map(|target| target.node)
+            .filter(|node| self.is_ageless(*node))
+            .collect();
+        causes.extend(ageless);
+        let known: HashSet<usize> = causes.iter().copied().collect();
+        // Through a process without a tracker to what it waits for itself.
+        let leads_on = |node: usize| {
+            let mut further = graph.out(node).filter(|_| self.listener(node).is_some());
+            known.contains(&node) || further.any(|target| known.contains(&target.node))
+        };
+        causes.retain(|node| !graph.out(*node).any(|target| leads_on(target.node)));
         if causes.is_empty() {
             // A circle too young or too open to be called one.
             causes = self.analysis.nodes_that_are(state);
@@ -60,6 +73,11 @@ impl<'a> Text<'a> {
         causes.truncate(MOST_LISTED);
         causes.sort_by_cached_key(|node| std::cmp::Reverse(graph.behind(&[*node]).len()));
         causes
+    }
+
+    fn is_ageless(&self, node: usize) -> bool {
+        let entry = &self.analysis.graph.nodes[node];
+        entry.is_idle() || (matches!(entry.who, Who::Thread(_)) && entry.waits.is_empty())
     }
 
     fn oldest_waiter(&self, node: usize, chain: &[usize], known: &HashSet<usize>) -> Option<usize> {
@@ -107,7 +125,16 @@ impl<'a> Text<'a> {
                 self.line(&line);
                 line = " ".repeat(10);
             }
-            line.push_str(detail);
+            // Of one that is longer than a line the rest follows below.
+            for (n, word) in detail.split(' ').enumerate() {
+                if n > 0 && width(&line) + 1 + width(word) > WIDTH {
+                    self.line(&line);
+                    line = " ".repeat(12);
+                } else if n > 0 {
+                    line.push(' ');
+                }
+                line.push_str(word);
+            }
         }
         self.line(&line);
     }
@@ -124,18 +151,23 @@ impl<'a> Text<'a> {
                 continue;
             }
             let what = self.connector(node, condition, first);
-            let numbers: Vec<String> = condition
-                .targets
-                .iter()
-                .take(8)
-                .map(|target| self.number(target.node))
-                .collect();
-            let named = match to_next {
-                true => String::new(),
-                false => format!(" {}", numbers.join(", ")),
-            };
-            self.line(&format!("       {what}{named}"));
+            let mut units = vec![format!("       {what}")];
+            if !to_next {
+                units.extend(self.named(&condition.targets));
+            }
+            self.filled(units.iter().map(String::as_str));
         }
+    }
+
+    // As a list to be broken after each.
+    fn named(&self, targets: &[Target]) -> Vec<String> {
+        let named = targets.iter().take(MOST_NAMED);
+        let mut list: Vec<String> = named.map(|target| self.number(target.node)).collect();
+        let left = targets.len() - list.len();
+        list.extend((left > 0).then(|| format!("{left} more")));
+        let last = list.len().saturating_sub(1);
+        list[..last].iter_mut().for_each(|name| name.push(','));
+        list
     }
 
     fn connector(&self, node: usize, condition: &Condition<'_>, target: &Target) -> String {
@@ -299,10 +331,10 @@ impl<'a> Text<'a> {
     }
 
     pub(super) fn rest(&mut self) {
-        let ops = self.in_scope();
-        self.left_out = ops.iter().filter(|node| !self.shown.contains(node)).count();
-        if self.left_out > 0 {
-            let left_out = count(self.left_out, "op");
+        let mut left = self.in_scope();
+        left.retain(|node| !self.shown.contains(node));
+        if !left.is_empty() {
+            let left_out = self.counted(&left);
             self.line(&format!("     and {left_out} more; all stand in the JSON"));
         }
     }

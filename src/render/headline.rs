@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{
     Text,
-    words::{age, and, count, count_u64, kind_of, short, time_of_day, wait},
+    words::{age, and, count, count_u64, resource, short, time_of_day},
 };
 use crate::{
     graph::{Circle, Condition, Target, WaitGraph, Why},
@@ -48,7 +48,7 @@ impl<'a> Text<'a> {
                 let in_flight = match ops.len() {
                     0 if young > 0 => format!("{} in flight", count_u64(young, "younger op")),
                     0 => "Nothing is in flight".to_owned(),
-                    n => format!("{} in flight, oldest {}", count(n, "op"), age(oldest)),
+                    _ => format!("{} in flight, oldest {}", self.counted(&ops), age(oldest)),
                 };
                 let checked = self.checked();
                 self.wrapped(&format!("OK: nothing is stuck. {in_flight}; {checked}"));
@@ -79,9 +79,13 @@ impl<'a> Text<'a> {
                 format!("{one} calls into its own mount")
             }
             ([one], None) if circle.members.len() == 1 => {
-                format!("1 op in {one} waits for what it holds itself")
+                let one_op = self.counted(&circle.members);
+                format!("{one_op} in {one} waits for what it holds itself")
             }
-            ([one], None) => format!("{} in {one} wait for each other", self.members(circle)),
+            ([one], None) => {
+                let members = self.counted(&circle.members);
+                format!("{members} in {one} wait for each other")
+            }
             (names, None) => format!("{} wait for each other", and(names)),
         };
         let word = match WaitGraph::is_proof(circle) {
@@ -137,10 +141,6 @@ impl<'a> Text<'a> {
         }
     }
 
-    pub(super) fn members(&self, circle: &Circle) -> String {
-        count(circle.members.len(), "op")
-    }
-
     fn why_only_likely(&self, circle: &Circle) -> Option<String> {
         let likely = self.edges_within(circle);
         let (from, target) = likely.into_iter().find(|(_, target)| !target.is_certain)?;
@@ -180,7 +180,7 @@ impl<'a> Text<'a> {
         let holder = target.node;
         let waits = within.iter().find(|(from, _)| *from == holder)?;
         let what = match self.condition(waiter, holder).and_then(|c| c.resource) {
-            Some(resource) => format!("holds {} {:?}", kind_of(resource.capacity), resource.name),
+            Some(held) => format!("holds {}", resource(held)),
             None => "has the only slot left".to_owned(),
         };
         let mount = |node: usize| {
@@ -211,8 +211,7 @@ impl<'a> Text<'a> {
         let Some(cause) = chain.iter().rfind(is_op).copied() else {
             return;
         };
-        let behind = self.analysis.graph.behind(&[cause]).len();
-        let what = self.what_a_cause_does(cause, behind);
+        let what = self.what_a_cause_does(cause);
         let more = match chains.len() {
             1 => String::new(),
             n => format!("; {} below", count(n - 1, "more cause")),
@@ -229,16 +228,26 @@ impl<'a> Text<'a> {
         }
         if let Some(resource) = self.held_by(cause).first() {
             let held = format!("{} holds {resource}", self.number(cause));
-            self.wrapped(&format!("Culprit: {held} while it does not move"));
+            let doing = match self.analysis.state(cause) {
+                State::Idle => "is idle",
+                _ => "does not move",
+            };
+            self.wrapped(&format!("Culprit: {held} while it {doing}"));
         }
         self.blocked_and_way_out();
     }
 
-    fn what_a_cause_does(&self, cause: usize, behind: usize) -> String {
-        let wait = match behind {
+    fn what_a_cause_does(&self, cause: usize) -> String {
+        let behind = self.analysis.graph.behind(&[cause]);
+        let wait = match behind.len() {
             0 => String::new(),
-            n => format!("{} for ", wait(n)),
+            1 => format!("{} waits for ", self.counted(&behind)),
+            _ => format!("{} wait for ", self.counted(&behind)),
         };
+        let what = format!("{} in {}", self.what(cause), self.process_of(cause));
+        if let Some(wanted) = self.wanted_by(cause) {
+            return format!("{wait}{what}, which waits for {wanted}");
+        }
         let Some(op) = self.op(cause) else {
             return format!("{wait}a thread that works for no op, and holds what they want");
         };
@@ -246,7 +255,7 @@ impl<'a> Text<'a> {
         let has_status = op.http.as_ref().is_some_and(|http| http.status.is_some());
         match (&op.kind, peer) {
             (Kind::HttpClient, Some(peer)) => {
-                let wait = if behind == 0 {
+                let wait = if behind.is_empty() {
                     "1 op waits for "
                 } else {
                     &wait
@@ -266,8 +275,10 @@ impl<'a> Text<'a> {
                     "" => String::new(),
                     phase => format!(" (in {phase})"),
                 };
-                let what = format!("{} in {}", self.what(cause), self.process_of(cause));
-                format!("{wait}{what}, which does not move{phase}")
+                match self.analysis.state(cause) {
+                    State::Idle => format!("{wait}{what}, which is long by design{phase}"),
+                    _ => format!("{wait}{what}, which does not move{phase}"),
+                }
             }
         }
     }
@@ -278,7 +289,7 @@ impl<'a> Text<'a> {
         let verb = if slow.len() == 1 { "has" } else { "have" };
         self.line(&format!(
             "SLOW: {} {verb} not moved for more than {}, the longest for {}",
-            count(slow.len(), "op"),
+            self.counted(&slow),
             age(self.report.local.slow_after_ms),
             age(longest)
         ));

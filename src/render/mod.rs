@@ -49,7 +49,6 @@ struct Text<'a> {
     numbers: BTreeMap<usize, usize>,
     shown: HashSet<usize>,
     listed: usize,
-    left_out: usize,
     /// Columns that the process and what it does really take.
     columns: (usize, usize),
     out: String,
@@ -63,7 +62,6 @@ impl<'a> Text<'a> {
             numbers: BTreeMap::new(),
             shown: HashSet::new(),
             listed: 0,
-            left_out: 0,
             columns: (0, 0),
             out: String::new(),
         }

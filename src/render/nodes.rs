@@ -2,7 +2,7 @@
 
 use super::{
     Text,
-    words::{age, bytes, kind_of, short, what},
+    words::{age, and, bytes, count, resource, short, what},
 };
 use crate::{
     graph::Who,
@@ -47,13 +47,17 @@ impl<'a> Text<'a> {
     // What the op says of itself.
     pub(super) fn plain_details(&self, node: usize) -> Vec<String> {
         let mut details = Vec::new();
-        let Some(op) = self.op(node) else {
-            return self
-                .held_by(node)
-                .iter()
-                .map(|held| format!("HOLDS {held}"))
-                .collect();
-        };
+        if let Some(op) = self.op(node) {
+            self.op_details(node, op, &mut details);
+        }
+        let held = self.held_by(node);
+        details.extend(held.iter().map(|held| format!("HOLDS {held}")));
+        let wanted = self.wanted_by(node);
+        details.extend(wanted.map(|wanted| format!("WAITS for {wanted}")));
+        details
+    }
+
+    fn op_details(&self, node: usize, op: &LiveOp, details: &mut Vec<String>) {
         if !op.phase.path.is_empty() {
             details.push(short(&op.phase.path.join(" > "), 70));
         }
@@ -78,30 +82,26 @@ impl<'a> Text<'a> {
         if let Some(error) = &op.error {
             details.push(format!("said: {}", short(error, 80)));
         }
-        let held = self.held_by(node);
-        details.extend(held.iter().map(|held| format!("HOLDS {held}")));
-        details.extend(self.waits_for_resource(node));
-        details
     }
 
-    fn waits_for_resource(&self, node: usize) -> Option<String> {
+    // The resource that a node waits for, and who holds it.
+    pub(super) fn wanted_by(&self, node: usize) -> Option<String> {
         let waits = &self.analysis.graph.nodes[node].waits;
-        let condition = waits
-            .iter()
-            .find(|condition| condition.resource.is_some())?;
-        let resource = condition.resource?;
-        let holders: Vec<String> = condition
-            .targets
-            .iter()
-            .take(4)
-            .map(|target| self.number(target.node))
-            .collect();
+        let condition = waits.iter().find(|wait| wait.resource.is_some())?;
+        let wanted = condition.resource?;
+        let known = condition.targets.iter().take(4);
+        let mut holders: Vec<String> = known.map(|target| self.number(target.node)).collect();
+        match wanted.holders.len().saturating_sub(holders.len()) {
+            0 => {}
+            n if condition.targets.len() > holders.len() => holders.push(format!("{n} more")),
+            1 => holders.push("one that is not known".to_owned()),
+            n => holders.push(format!("{n} that are not known")),
+        }
         let held = match holders.is_empty() {
             true => ", which nobody holds now".to_owned(),
-            false => format!(", held by {}", holders.join(", ")),
+            false => format!(", held by {}", and(&holders)),
         };
-        let kind = kind_of(resource.capacity);
-        Some(format!("WAITS for {kind} {:?}{held}", resource.name))
+        Some(format!("{}{held}", resource(wanted)))
     }
 
     // The resources that a node holds and others wait for; all, if none is waited for.
@@ -119,8 +119,7 @@ impl<'a> Text<'a> {
             })
         };
         let held = snapshot.resources.iter().filter(holds);
-        held.map(|resource| format!("{} {:?}", kind_of(resource.capacity), resource.name))
-            .collect()
+        held.map(resource).collect()
     }
 
     pub(super) fn op(&self, node: usize) -> Option<&'a LiveOp> {
@@ -161,8 +160,19 @@ impl<'a> Text<'a> {
     pub(super) fn what(&self, node: usize) -> String {
         match self.analysis.graph.nodes[node].who {
             Who::Op(op) => what(op),
-            Who::Thread(thread) => format!("thread {} {}", thread.tid, thread.name),
+            Who::Thread(thread) => format!("thread {} {}", thread.tid, short(&thread.name, 30)),
             Who::Process(process) => format!("listens at {}", process.peer),
+        }
+    }
+
+    /// How many they are, ops and threads apart.
+    pub(super) fn counted(&self, nodes: &[usize]) -> String {
+        let of = |node: &&usize| matches!(self.analysis.graph.nodes[**node].who, Who::Thread(_));
+        let threads = nodes.iter().filter(of).count();
+        match nodes.len() - threads {
+            ops if threads == 0 => count(ops, "op"),
+            0 => count(threads, "thread"),
+            ops => format!("{} and {}", count(ops, "op"), count(threads, "thread")),
         }
     }
 
@@ -183,6 +193,20 @@ impl<'a> Text<'a> {
         nodes[one].process == nodes[other].process
     }
 
+    /// The process of this number, as the process of the node counts, if it reports.
+    pub(super) fn reporter(&self, node: usize, pid: u32) -> Option<usize> {
+        let snapshots = &self.analysis.snapshots;
+        let here = &snapshots[self.analysis.graph.nodes[node].process].process;
+        // What was not told tells nothing apart.
+        let may_be = |one: &str, other: &str| one.is_empty() || other.is_empty() || one == other;
+        snapshots.iter().position(|snapshot| {
+            let process = &snapshot.process;
+            process.pid == pid
+                && may_be(&process.boot_id, &here.boot_id)
+                && may_be(&process.pid_ns, &here.pid_ns)
+        })
+    }
+
     // Who made a FUSE call: by the name of its service, if it reports.
     pub(super) fn caller(&self, node: usize) -> Option<String> {
         let caller = self.op(node)?.caller.as_ref()?;
@@ -193,8 +217,7 @@ impl<'a> Text<'a> {
                 parent.comm, parent.pid
             ));
         }
-        let mut snapshots = self.analysis.snapshots.iter();
-        if let Some(process) = snapshots.position(|snapshot| snapshot.process.pid == pid) {
+        if let Some(process) = self.reporter(node, pid) {
             return Some(self.process(process));
         }
         let name = match (&caller.comm, &caller.unknown) {

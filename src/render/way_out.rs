@@ -56,7 +56,7 @@ impl Text<'_> {
                 continue;
             };
             let pid = caller.pid.unwrap_or(caller.tid);
-            if pid == 0 || self.reports_itself(pid) {
+            if pid == 0 || self.reporter(node, pid).is_some() {
                 continue;
             }
             callers.push((pid, self.caller(node).unwrap_or_default()));
@@ -70,11 +70,6 @@ impl Text<'_> {
         callers.sort();
         callers.dedup_by_key(|(pid, _)| *pid);
         callers.into_iter().map(|(_, name)| name).collect()
-    }
-
-    fn reports_itself(&self, pid: u32) -> bool {
-        let mut snapshots = self.analysis.snapshots.iter();
-        snapshots.any(|snapshot| snapshot.process.pid == pid)
     }
 
     // The mounts whose end would free what is stuck, if this machine lets us end them: one a circle, else all
@@ -108,6 +103,12 @@ impl Text<'_> {
         let analysis = self.analysis;
         let path = &self.op(node)?.fuse.as_ref()?.mount;
         let snapshot = analysis.snapshots[analysis.graph.nodes[node].process];
+        // The connections of another machine have the same numbers as ours.
+        let (here, there) = (&analysis.snapshots[0].process, &snapshot.process);
+        let is_told = !here.host.is_empty() && !there.host.is_empty();
+        if here.boot_id != there.boot_id || (is_told && here.host != there.host) {
+            return None;
+        }
         let mount = snapshot.mounts.iter().find(|mount| mount.path == *path)?;
         // Who can read the kernel's count has fusectl, and may write there as well.
         mount.kernel_waiting.and(mount.connection)?;

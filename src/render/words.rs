@@ -1,12 +1,12 @@
 //! Words and numbers as people read them.
 
 use super::WHAT;
-use crate::snapshot::LiveOp;
+use crate::snapshot::{LiveOp, Resource};
 
 pub(super) fn what(op: &LiveOp) -> String {
     let target = op.target.strip_prefix("http://").unwrap_or(&op.target);
     match target {
-        "" => op.name.clone(),
+        "" => short(&op.name, WHAT),
         target => {
             let room = WHAT.saturating_sub(op.name.chars().count() + 1).max(20);
             format!("{} {}", short(&op.name, 30), short(target, room))
@@ -14,11 +14,12 @@ pub(super) fn what(op: &LiveOp) -> String {
     }
 }
 
-pub(super) fn kind_of(capacity: u64) -> &'static str {
-    match capacity {
+pub(super) fn resource(resource: &Resource) -> String {
+    let kind = match resource.capacity {
         0 | 1 => "lock",
         _ => "pool",
-    }
+    };
+    format!("{kind} {:?}", short(&resource.name, 60))
 }
 
 // The end of a path says more than its beginning.
@@ -42,13 +43,6 @@ pub(super) fn and(names: &[String]) -> String {
     match names {
         [names @ .., last] if !names.is_empty() => format!("{} and {last}", names.join(", ")),
         names => names.join(", "),
-    }
-}
-
-pub(super) fn wait(n: usize) -> String {
-    match n {
-        1 => "1 op waits".to_owned(),
-        n => format!("{n} ops wait"),
     }
 }
 

@@ -1,5 +1,9 @@
 //! Verdicts and text over snapshots written by hand: what is a deadlock, what is none, and how it reads.
 
+mod machines;
+mod proof;
+mod stuck;
+
 use proptest::prelude::*;
 
 use inflight::{
