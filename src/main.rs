@@ -17,6 +17,8 @@ use self::cli::{
 fn main() -> ExitCode {
     let options = Options::parse();
     let tracker = Tracker::new("inflight");
+    // What the environment says is for the processes that are asked about.
+    tracker.set_enabled(true);
     match options.verb {
         None => show::show(&tracker, &options.show),
         Some(Verb::Check {

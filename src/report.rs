@@ -63,6 +63,9 @@ pub struct Report {
     /// The mount whose ops it is about; all ops if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     mount: Option<String>,
+    /// It is for whoever looks at the machine from outside: a process that records nothing leaves a gap.
+    #[serde(skip)]
+    is_of_machine: bool,
 }
 
 /// What a report comes to.
@@ -239,6 +242,20 @@ impl Report {
         self
     }
 
+    /// Has a process that records nothing count as one that is not known.
+    #[cfg(feature = "debug")]
+    pub(crate) fn of_machine(mut self) -> Self {
+        self.is_of_machine = true;
+        self.conclude();
+        self
+    }
+
+    /// The peers that record nothing.
+    pub(crate) fn silent(&self) -> usize {
+        let peers = self.peers.iter().filter(|_| self.is_of_machine);
+        peers.filter(|peer| peer.off.is_some()).count()
+    }
+
     /// Judges anew: what has not moved for so long is stuck, whatever its process says.
     #[must_use]
     pub fn stuck_after(mut self, after: Duration) -> Self {
@@ -250,14 +267,16 @@ impl Report {
         self
     }
 
-    /// Keeps the ops that pass the filter, and counts the others as left out.
+    /// Keeps the ops that pass the filter, and those that have to do with what is slow or stuck: to leave them
+    /// out would hide it. Counts the others as left out.
     #[must_use]
     pub fn filtered(mut self, filter: &Filter) -> Self {
+        let in_trouble = self.analyse().in_trouble();
         for snapshot in std::iter::once(&mut self.local).chain(&mut self.peers) {
             let before = snapshot.ops.len();
-            snapshot
-                .ops
-                .retain(|op| filter.keeps(&op.kind, from_millis(op.age_ms)));
+            snapshot.ops.retain(|op| {
+                in_trouble.contains(&op.id) || filter.keeps(&op.kind, from_millis(op.age_ms))
+            });
             snapshot.ops.truncate(filter.most());
             snapshot.totals.left_out += (before - snapshot.ops.len()) as u64;
         }
@@ -376,6 +395,16 @@ impl Analysis<'_> {
         self.graph.behind(&members.copied().collect::<Vec<_>>())
     }
 
+    // The ops that have to do with what is slow or stuck, by any edge.
+    fn in_trouble(&self) -> HashSet<OpId> {
+        let nodes = 0..self.graph.nodes.len();
+        let is_slow = |node: &usize| matches!(self.state(*node), State::Slow | State::Stuck);
+        let is_related = connected(&self.graph, nodes.clone().filter(is_slow).collect());
+        let ops = nodes.filter(|node| is_related[*node]);
+        ops.filter_map(|node| Some(self.graph.nodes[node].op()?.id))
+            .collect()
+    }
+
     fn verdict(&self, report: &Report) -> Verdict {
         if let Some(first) = self.circles.first() {
             return match WaitGraph::is_proof(first) {
@@ -389,7 +418,7 @@ impl Analysis<'_> {
             Verdict::Slow
         } else if report.local.off.is_some() {
             Verdict::Off
-        } else if !report.peers_failed.is_empty() {
+        } else if !report.peers_failed.is_empty() || report.silent() > 0 {
             Verdict::Unknown
         } else {
             Verdict::Ok
@@ -464,15 +493,19 @@ fn scope(graph: &WaitGraph<'_>, mount: Option<&str>) -> Vec<bool> {
         let fuse = nodes[*node].op().and_then(|op| op.fuse.as_ref());
         fuse.is_some_and(|fuse| fuse.mount == mount)
     };
-    let mut todo: Vec<usize> = (0..nodes.len()).filter(is_of_mount).collect();
-    let mut is_in_scope = vec![false; nodes.len()];
+    connected(graph, (0..nodes.len()).filter(is_of_mount).collect())
+}
+
+// Those that have to do with any of these, by any edge.
+fn connected(graph: &WaitGraph<'_>, mut todo: Vec<usize>) -> Vec<bool> {
+    let mut is_connected = vec![false; graph.nodes.len()];
     while let Some(node) = todo.pop() {
-        if !std::mem::replace(&mut is_in_scope[node], true) {
+        if !std::mem::replace(&mut is_connected[node], true) {
             todo.extend(&graph.waiters[node]);
             todo.extend(graph.out(node).map(|target| target.node));
         }
     }
-    is_in_scope
+    is_connected
 }
 
 // What is waited for moves for those who wait.

@@ -51,7 +51,7 @@ pub(crate) fn check(
             ExitCode::FAILURE
         }
         _ if report.peers.is_empty() => nothing_found(&report),
-        _ if !report.peers_failed.is_empty() => {
+        _ if !report.peers_failed.is_empty() || report.peers.iter().any(|it| it.off.is_some()) => {
             print(&text);
             ExitCode::from(2)
         }

@@ -32,6 +32,7 @@ impl Report {
             // Whoever looks at the whole machine wants to see those, too, that no report tells of.
             let urls = tracker.peers().to_vec();
             return Self::collect_where(tracker, urls, &[], Denied::Failed, |_| true)
+                .of_machine()
                 .with_evidence(true);
         }
         let mounts: Vec<&String> = sources.iter().filter(|source| is_mount(source)).collect();
@@ -54,7 +55,7 @@ impl Report {
                 });
             }
         }
-        let report = report.with_evidence(true);
+        let report = report.of_machine().with_evidence(true);
         match mounts.as_slice() {
             [mount] if sources.len() == 1 => report.about_mount(mount),
             _ => report.filtered(&Filter::new()),

@@ -34,10 +34,17 @@ impl<'a> Text<'a> {
                 ));
             }
             Verdict::Unknown => {
-                let failed = self.report.peers_failed.len();
+                let (failed, silent) = (self.report.peers_failed.len(), self.report.silent());
                 let asked = failed + self.report.peers.len();
+                let missing = match (failed, silent) {
+                    (_, 0) => format!("{failed} of {asked} peers did not answer"),
+                    (0, _) => format!("{silent} of {asked} peers recorded nothing"),
+                    _ => format!(
+                        "of {asked} peers {failed} did not answer, and {silent} recorded nothing"
+                    ),
+                };
                 self.wrapped(&format!(
-                    "UNKNOWN: {failed} of {asked} peers did not answer, and nothing is stuck as far as this process can see"
+                    "UNKNOWN: {missing}, and nothing is stuck as far as this process can see"
                 ));
             }
             _ => {

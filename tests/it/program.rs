@@ -141,6 +141,45 @@ fn check_says_by_its_exit_code_whether_something_is_stuck() {
     cat.ended();
 }
 
+const RECORDS: &str = "INFLIGHT_TEST_RECORDS_NOTHING";
+
+/// Serves a report until its stdin ends.
+#[test]
+fn records_nothing_if_told_to() {
+    if std::env::var_os(RECORDS).is_none() {
+        return;
+    }
+    let _server = inflight::debug::serve(&inflight::Tracker::new("api"));
+    writeln!(std::io::stdout(), "@ready").unwrap();
+    let _ = std::io::stdin().read_line(&mut String::new());
+}
+
+#[test]
+fn where_nothing_is_recorded_check_cannot_tell() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut api = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "program::records_nothing_if_told_to"])
+        .arg("--nocapture")
+        .env(RECORDS, "1")
+        .env("INFLIGHT", "off")
+        .env("INFLIGHT_DIR", dir.path().join("inflight"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(api.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("@ready")));
+
+    let check = inflight(&["check", &api.id().to_string()]);
+    drop(api.stdin.take());
+    api.wait().unwrap();
+
+    assert_eq!(check.status.code(), Some(2), "{}", out(&check));
+    let said = "UNKNOWN: 1 of 1 peers recorded nothing, and nothing is stuck";
+    assert!(out(&check).starts_with(said), "{}", out(&check));
+    assert!(out(&check).contains("(INFLIGHT=off)"), "{}", out(&check));
+}
+
 #[test]
 fn a_source_narrows_the_report_and_one_that_is_not_there_is_named() {
     let (Some(one), Some(other)) = (Mounted::new(), Mounted::new()) else {

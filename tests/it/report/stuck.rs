@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use inflight::Filter;
+
 use super::*;
 
 // A server that does not move, and a young call of a thread of it into the mount.
@@ -277,4 +279,21 @@ fn a_hundred_thousand_requests_of_others_traces_or_for_one_lock_are_no_trouble()
 
     assert_eq!(report.verdict(), &Verdict::Stuck);
     assert!(begun.elapsed() < DEADLINE);
+}
+
+#[test]
+fn a_filter_hides_nothing_of_what_is_stuck() {
+    let [daemon, server] = founding();
+    let whole = report([server, daemon]);
+    assert_eq!(whole.verdict(), &Verdict::Deadlock);
+
+    for filter in [
+        Filter::new().kind(Kind::Task),
+        Filter::new().min_age(Duration::from_secs(3600)),
+    ] {
+        let filtered = whole.clone().filtered(&filter);
+
+        assert_eq!(filtered.verdict(), &Verdict::Deadlock);
+        assert_eq!(filtered.to_string(), whole.to_string());
+    }
 }
