@@ -275,6 +275,8 @@ fn what_was_told_of_an_open_file_shows_no_secret_in_what_follows() {
     assert_eq!(kernel.reply(open).unwrap().error, 0);
     let read = kernel.send(Request::new(READ, 5).body([0; 40])).unwrap();
     begun.recv_timeout(DEADLINE).unwrap();
+    // A reply is there before its op has ended.
+    until(|| tracker.snapshot().ops.len() == 1);
 
     let seen = tracker.snapshot();
     go_on.send(()).unwrap();
@@ -295,6 +297,8 @@ fn two_that_are_mounted_by_hand_know_nothing_of_each_other() {
     assert_eq!(other.reply(open).unwrap().error, 0);
     let read = one.send(Request::new(READ, 5).body([0; 40])).unwrap();
     begun.recv_timeout(DEADLINE).unwrap();
+    // A reply is there before its op has ended.
+    until(|| tracker.snapshot().ops.len() == 1);
 
     let seen = tracker.snapshot();
     go_on.send(()).unwrap();
