@@ -363,7 +363,8 @@ pub struct Resource {
 pub struct Party {
     /// The op, if one was current.
     pub op: Option<OpId>,
-    /// The thread, if no op was current.
+    /// The thread, if no op was current. An async lock that was taken without an op has neither: a task goes from
+    /// thread to thread.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub thread: Option<Thread>,
     /// Since when.

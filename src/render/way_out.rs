@@ -1,10 +1,16 @@
 //! Who is blocked, and the commands that free them.
 
-use super::{Text, words::count};
+use super::{
+    Text,
+    words::{count, width},
+};
 use crate::snapshot::{Mount, State};
 
 /// Callers that are named.
 const MOST_NAMED: usize = 5;
+
+/// So long a path still stands on one line with the command.
+const LONGEST_PATH: usize = 70;
 
 impl Text<'_> {
     pub(super) fn blocked_and_way_out(&mut self) {
@@ -116,10 +122,10 @@ impl Text<'_> {
     }
 }
 
-// As a shell takes it: the number, where the path would have to be quoted.
+// As a shell takes it: the number, where the path would have to be quoted, or cut.
 fn name(mount: &Mount) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%".contains(c);
-    match mount.path.chars().all(is_plain) {
+    match mount.path.chars().all(is_plain) && width(&mount.path) <= LONGEST_PATH {
         true => mount.path.clone(),
         false => mount.connection.unwrap_or_default().to_string(),
     }

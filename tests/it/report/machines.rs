@@ -1,5 +1,7 @@
 //! How it reads where names are long, and where numbers are of another machine or namespace.
 
+use inflight::snapshot::Listener;
+
 use super::*;
 
 #[test]
@@ -95,4 +97,42 @@ fn many_slots_or_holders_with_long_names_are_broken_between_them() {
         "{text}"
     );
     assert!(text.contains("held by [4], GET /api/v1/tenants/"), "{text}");
+}
+
+#[test]
+fn a_mount_with_a_long_path_is_named_by_its_number() {
+    let [mut daemon, server] = founding();
+    let path = format!("/home/{}", "long-name/".repeat(10));
+    daemon.mounts[0].path.clone_from(&path);
+    for fuse in daemon.ops.iter_mut().filter_map(|op| op.fuse.as_mut()) {
+        fuse.mount.clone_from(&path);
+    }
+
+    let text = report([daemon, server]).to_string();
+
+    assert!(text.contains("inflight abort 40 or"), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 120));
+}
+
+#[test]
+fn who_listens_here_has_made_no_calls_of_another_pid_namespace() {
+    let verdict = |pid_ns: &str| {
+        let [mut daemon, _] = founding();
+        daemon.process.pid_ns = pid_ns.to_owned();
+        daemon.ops[2].caller = caller(702, 702, "gunicorn");
+        let mut report = Report::from_snapshots(vec![snapshot("inflight", 99), daemon]);
+        report.listeners = vec![Listener {
+            peer: "127.0.0.1:9999".to_owned(),
+            callers: vec![443],
+            pid: 702,
+            comm: "gunicorn".to_owned(),
+            state: "S".to_owned(),
+        }];
+        // Judges anew.
+        let report = report.stuck_after(std::time::Duration::from_secs(10));
+        report.verdict().clone()
+    };
+
+    assert_eq!(verdict("1"), Verdict::LikelyDeadlock);
+    assert_eq!(verdict("container"), Verdict::Stuck);
 }
