@@ -6,4 +6,5 @@ mod print;
 pub(crate) mod run;
 pub(crate) mod show;
 mod signals;
+mod stops;
 mod terminal;

@@ -18,8 +18,8 @@ const EXAMPLES: &str = "Examples:
   inflight abort /mnt/s          frees all who wait for a mount; they get an error
   inflight run -t 60s -- make    runs a command, and shows the report if it hangs
 
-Exit codes: 0 printed a report, 2 had none. Of `run`: 124 timed out, 125 own failure, 126 and 127 as
-env(1), else the command's. See https://docs.rs/inflight for what the report says.";
+Exit codes: 0 printed a report, 2 had none or was called wrongly. Of `run`: 124 timed out, 125 own failure,
+126 and 127 as env(1), else the command's. See https://docs.rs/inflight for what the report says.";
 
 #[derive(Parser)]
 #[command(name = "inflight", version, about = "Shows why a system of FUSE file systems and HTTP services is stuck", long_about = ABOUT, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]

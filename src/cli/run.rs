@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    io,
+    io::{self, Write},
     os::unix::process::ExitStatusExt,
     path::Path,
     process::{Command, ExitCode, ExitStatus},
@@ -13,9 +13,13 @@ use inflight::{
     Report, Tracker,
     machine::{Group, Sleeper},
 };
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_current_process_group};
 
-use super::{signals::Signals, terminal::Terminal};
+use super::{
+    signals::{Signals, die_of},
+    stops::Stops,
+    terminal::Terminal,
+};
 
 /// What a command is given to end after TERM, and after KILL.
 const LAST: Duration = Duration::from_secs(1);
@@ -38,10 +42,10 @@ pub(crate) fn run(tracker: &Tracker, timeout: Duration, command: &[OsString]) ->
     let mut child = match Group::spawn(Command::new(program).args(arguments)) {
         Ok(child) => child,
         Err(error) => {
-            eprintln!(
-                "inflight: cannot run {}: {error}",
+            say(&format!(
+                "inflight: cannot run {}: {error}\n",
                 Path::new(program).display()
-            );
+            ));
             return ExitCode::from(match error.kind() {
                 io::ErrorKind::NotFound => 127,
                 io::ErrorKind::PermissionDenied => 126,
@@ -49,34 +53,55 @@ pub(crate) fn run(tracker: &Tracker, timeout: Duration, command: &[OsString]) ->
             });
         }
     };
+    let stops = Stops::hold();
     let mut terminal = Terminal::lend(&child);
-    let over = wait(&mut child, &signals, &mut terminal, timeout);
-    drop(terminal);
+    let over = wait(&mut child, &signals, &stops, &mut terminal, timeout);
     match over {
-        Ok(Over::Ended(status)) => code_of(status),
+        Ok(Over::Ended(status)) => {
+            let was_lent = terminal.take();
+            match status.signal().and_then(Signal::from_named_raw) {
+                // Typed where it is not lent, it reaches the whole job: a script with its loop as well.
+                Some(signal @ (Signal::INT | Signal::QUIT)) if was_lent => {
+                    let _ = kill_current_process_group(signal);
+                    die_of(signal)
+                }
+                _ => code_of(status),
+            }
+        }
         Ok(Over::Signalled(signal)) => {
             child.signal(signal);
-            if let Ok(Some(status)) = child.ended_within(LAST) {
-                return code_of(status);
+            let status = child.ended_within(LAST).ok().flatten();
+            let left = match status {
+                None => child.end(LAST),
+                Some(_) => Vec::new(),
+            };
+            terminal.take();
+            say(&left_behind(&left));
+            match status {
+                Some(status) if status.signal() != Some(signal.as_raw()) => code_of(status),
+                _ => die_of(signal),
             }
-            left_behind(&child.end(LAST));
-            ExitCode::from(u8::try_from(128 + signal.as_raw()).unwrap_or(125))
         }
         Ok(Over::TimedOut) => {
-            eprintln!(
-                "inflight: {} has not ended after {} s",
+            let mut text = format!(
+                "inflight: {} has not ended after {} s\n",
                 Path::new(program).display(),
                 timeout.as_secs_f64()
             );
-            for thread in child.threads() {
-                eprintln!("  {thread}");
-            }
-            eprintln!("\n{}", Report::collect(tracker));
-            left_behind(&child.end(LAST));
+            text += &lines(&child.threads());
+            text += &format!("\n{}\n", Report::collect(tracker));
+            // First of all: whoever reads this may have gone, or may never read on.
+            let left = child.end(LAST);
+            terminal.take();
+            say(&(text + &left_behind(&left)));
             ExitCode::from(124)
         }
         Err(error) => {
-            eprintln!("inflight: cannot wait for it: {error}");
+            let left = child.end(LAST);
+            say(&format!(
+                "inflight: cannot wait for it: {error}\n{}",
+                left_behind(&left)
+            ));
             ExitCode::from(125)
         }
     }
@@ -86,21 +111,36 @@ pub(crate) fn run(tracker: &Tracker, timeout: Duration, command: &[OsString]) ->
 fn wait(
     child: &mut Group,
     signals: &Signals,
+    stops: &Stops,
     terminal: &mut Terminal,
     timeout: Duration,
 ) -> io::Result<Over> {
-    let mut until = Instant::now() + timeout;
+    // One that the clock does not reach is none.
+    let mut until = Instant::now().checked_add(timeout);
+    let mut told_to_stop: Option<Instant> = None;
     loop {
-        let left = until.saturating_duration_since(Instant::now());
+        let left = until.map_or(LOOK, |until| {
+            until.saturating_duration_since(Instant::now())
+        });
         if let Some(status) = child.ended_within(left.min(LOOK))? {
             return Ok(Over::Ended(status));
         }
-        if let Some(signal) = child.stopped_by() {
-            let stopped = Instant::now();
-            terminal.stop(signal, child);
-            // Who is stopped by the user does not hang.
-            until += stopped.elapsed();
+        if told_to_stop.is_none() && stops.has_come() {
+            child.signal(Signal::TSTP);
+            told_to_stop = Some(Instant::now());
         }
+        let by = child.stopped_by();
+        let since = Instant::now();
+        // Ctrl-Z gives the terminal back even if the command takes no notice of it.
+        let is_due = |told: Instant| by.is_some() || told.elapsed() >= LAST;
+        if told_to_stop.is_some_and(is_due) {
+            terminal.stop_too(child, stops);
+            told_to_stop = None;
+        } else if let Some(by) = by {
+            terminal.stopped(by, child, stops);
+        }
+        // Who is stopped by the user does not hang.
+        until = until.and_then(|until| until.checked_add(since.elapsed()));
         if let Some(signal) = signals.next() {
             return Ok(Over::Signalled(signal));
         }
@@ -110,16 +150,25 @@ fn wait(
     }
 }
 
-fn left_behind(threads: &[Sleeper]) {
+/// Where nobody listens any more it is not said: what is left to do is done all the same.
+fn say(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+fn left_behind(threads: &[Sleeper]) -> String {
     if threads.is_empty() {
-        return;
+        return String::new();
     }
-    eprintln!(
-        "inflight: left behind, since it cannot be killed now (inflight abort would free it):"
-    );
-    for thread in threads {
-        eprintln!("  {thread}");
-    }
+    "inflight: left behind, since it cannot be killed now (inflight abort would free it):\n"
+        .to_owned()
+        + &lines(threads)
+}
+
+fn lines(threads: &[Sleeper]) -> String {
+    threads
+        .iter()
+        .map(|thread| format!("  {thread}\n"))
+        .collect()
 }
 
 fn code_of(status: ExitStatus) -> ExitCode {

@@ -2,30 +2,35 @@
 
 use std::{
     fs::File,
-    io::{IsTerminal, stdin},
+    io::{IsTerminal, stdin, stdout},
 };
 
 use inflight::machine::Group;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal::SIGTTOU};
 use rustix::{
-    process::{Pid, Signal, getpgrp, kill_current_process_group},
+    io::Errno,
+    process::{Pid, Signal, getpgrp, kill_current_process_group, test_kill_process_group},
     termios::{tcgetpgrp, tcsetpgrp},
 };
+
+use super::stops::Stops;
 
 /// The terminal that this program was started on, if there is one.
 pub(super) struct Terminal {
     file: Option<File>,
-    is_lent: bool,
+    lent_to: Option<Pid>,
 }
 
 impl Terminal {
-    /// Lends it to the command, if that reads from it and it is this program's to lend.
+    /// Lends it to the command, if that both reads from it and writes to it, and it is this program's to lend.
+    ///
+    /// A pager behind the command, which is in this program's group, needs it itself.
     pub(super) fn lend(group: &Group) -> Self {
         let mut terminal = Self {
             file: File::open("/dev/tty").ok(),
-            is_lent: false,
+            lent_to: None,
         };
-        if stdin().is_terminal() && terminal.give(group) {
+        if stdin().is_terminal() && stdout().is_terminal() && terminal.give(group) {
             // It may have tried to read before, and was stopped.
             group.signal(Signal::CONT);
         }
@@ -34,19 +39,34 @@ impl Terminal {
 
     /// Does for both what this signal, which has stopped the command, means for a job of the shell.
     /// Returns once they go on.
-    pub(super) fn stop(&mut self, by: Signal, group: &Group) {
-        let goes_on = match by {
-            // A password is read from it even by a command whose input is a file.
-            Signal::TTIN | Signal::TTOU => self.has(group) || self.give(group),
-            Signal::TSTP => false,
-            // Somebody else's, who may say CONT too.
-            _ => return,
-        };
-        if !goes_on {
-            self.take();
-            // Ctrl-Z would have stopped the rest of the job as well. Where there is no shell to go on with it,
-            // the kernel drops this signal, and it goes on by itself.
-            let _ = kill_current_process_group(Signal::TSTP);
+    pub(super) fn stopped(&mut self, by: Signal, group: &Group, stops: &Stops) {
+        // A password is read from it even by a command whose input is a file.
+        let asks = matches!(by, Signal::TTIN | Signal::TTOU);
+        if asks && (self.has(group) || self.give(group)) {
+            group.signal(Signal::CONT);
+            return;
+        }
+        // Somebody else's, who may say CONT too. With the terminal it is the command's own way to take Ctrl-Z,
+        // or nobody could type anything any more.
+        if by == Signal::STOP && !self.has(group) {
+            return;
+        }
+        let had = self.take();
+        // Ctrl-Z would have stopped the rest of the job as well.
+        let _ = kill_current_process_group(Signal::TSTP);
+        self.stop(had || asks, group, stops);
+    }
+
+    /// Stops this program as well, which was told to stop together with its command. Returns once both go on.
+    pub(super) fn stop_too(&mut self, group: &Group, stops: &Stops) {
+        let had = self.take();
+        self.stop(had, group, stops);
+    }
+
+    fn stop(&mut self, lends: bool, group: &Group, stops: &Stops) {
+        // Where there is no shell to go on with it, the kernel drops the signal, and it goes on by itself.
+        stops.let_through();
+        if lends {
             self.give(group);
         }
         group.signal(Signal::CONT);
@@ -64,23 +84,33 @@ impl Terminal {
         let is_ours = self.owner() == Some(getpgrp());
         let to = Pid::from_raw(group.id().cast_signed()).filter(|_| is_ours);
         let file = self.file.as_ref();
-        self.is_lent = to
+        self.lent_to = to
             .zip(file)
-            .is_some_and(|(to, file)| tcsetpgrp(file, to).is_ok());
-        self.is_lent
+            .and_then(|(to, file)| tcsetpgrp(file, to).is_ok().then_some(to));
+        self.lent_to.is_some()
     }
 
-    fn take(&mut self) {
-        let Some(file) = self.file.as_ref().filter(|_| self.is_lent) else {
-            return;
+    /// Takes it back from whom it was lent to, or what that has left of it; says whether it has. A shell that has
+    /// gone on without this program keeps it.
+    pub(super) fn take(&mut self) -> bool {
+        let (Some(file), Some(to)) = (self.file.as_ref(), self.lent_to.take()) else {
+            return false;
         };
-        // Whoever takes it from the background is stopped by this, unless it is blocked.
-        if let Ok(before) = SigSet::from(SIGTTOU).thread_swap_mask(SigmaskHow::SIG_BLOCK) {
-            // A terminal that has gone is nobody's.
-            let _ = tcsetpgrp(file, getpgrp());
-            let _ = before.thread_set_mask();
+        let is_still_lent = self
+            .owner()
+            .is_some_and(|owner| owner == to || test_kill_process_group(owner) == Err(Errno::SRCH));
+        if !is_still_lent {
+            return false;
         }
-        self.is_lent = false;
+        // Whoever takes it from the background is stopped by this, unless it is blocked.
+        let ttou = SigSet::from(SIGTTOU);
+        let Ok(before) = ttou.thread_swap_mask(SigmaskHow::SIG_BLOCK) else {
+            return false;
+        };
+        // A terminal that has gone is nobody's.
+        let _ = tcsetpgrp(file, getpgrp());
+        let _ = before.thread_set_mask();
+        true
     }
 }
 

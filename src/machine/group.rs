@@ -52,13 +52,16 @@ impl Group {
     ///
     /// If it cannot be waited for.
     pub fn ended_within(&mut self, most: Duration) -> io::Result<Option<ExitStatus>> {
-        let until = Instant::now() + most;
+        // One that the clock does not reach never comes.
+        let until = Instant::now().checked_add(most);
         let mut pause = FIRST_LOOK;
         loop {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(Some(status));
             }
-            let left = until.saturating_duration_since(Instant::now());
+            let left = until.map_or(Duration::MAX, |until| {
+                until.saturating_duration_since(Instant::now())
+            });
             if left.is_zero() {
                 return Ok(None);
             }
@@ -100,9 +103,9 @@ impl Group {
                 break;
             }
             self.signal(signal);
-            let until = Instant::now() + each;
+            let until = Instant::now().checked_add(each);
             let mut pause = FIRST_LOOK;
-            while !self.is_gone() && Instant::now() < until {
+            while !self.is_gone() && until.is_none_or(|until| Instant::now() < until) {
                 thread::sleep(pause);
                 pause = (pause * 2).min(LOOK);
             }

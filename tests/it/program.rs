@@ -1,8 +1,11 @@
 //! The program `inflight`, run as a user runs it, on mounts that are healthy, stuck and dead.
 
 use std::{
-    io::{BufRead, BufReader, Write},
-    os::unix::{fs::PermissionsExt, process::CommandExt},
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::{
+        fs::PermissionsExt,
+        process::{CommandExt, ExitStatusExt},
+    },
     path::Path,
     process::{Command, Output, Stdio},
     sync::mpsc::channel,
@@ -11,7 +14,10 @@ use std::{
 };
 
 use inflight::{Report, report::Verdict};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    fs::{OFlags, fcntl_getfl, fcntl_setfl},
+    process::{Pid, Signal, kill_process},
+};
 
 use crate::{
     mounted::{Client, Mounted, until},
@@ -397,6 +403,7 @@ fn help_teaches_and_nonsense_is_explained() {
         "inflight check",
         "inflight abort /mnt/s",
         "Exit codes",
+        "called wrongly",
         "--min-age",
     ] {
         assert!(help.contains(part), "{part} is missing in\n{help}");
@@ -488,6 +495,9 @@ fn a_command_that_is_run_may_read_from_the_terminal() {
 const READY: &str = "until read -r _ _ _ _ group _ _ has _ </proc/$$/stat; [ $group = $has ]; \
                      do sleep 0.01; done; echo ready";
 
+/// For a shell: waits until `inflight`, whose child it is, only waits. It has lent what it lends.
+const WAITED_FOR: &str = "until grep -q nanosleep /proc/$PPID/wchan; do sleep 0.01; done";
+
 #[test]
 fn control_c_on_the_terminal_is_for_the_command() {
     let program = env!("CARGO_BIN_EXE_inflight");
@@ -532,6 +542,189 @@ fn control_z_stops_run_and_its_command_and_fg_goes_on_with_both() {
 }
 
 #[test]
+fn control_z_stops_run_with_a_command_that_stops_itself() {
+    let program = env!("CARGO_BIN_EXE_inflight");
+    // As top does it, once it has put the screen in order.
+    let script = "import os, signal, sys, time
+signal.signal(signal.SIGTSTP, lambda *_: os.kill(os.getpid(), signal.SIGSTOP))
+while os.tcgetpgrp(0) != os.getpgrp(): time.sleep(0.01)
+print(\"ready\", flush=True)
+print(\"read\", sys.stdin.readline(), flush=True)
+sys.exit(6)";
+    let command = format!(
+        "SCRIPT='{script}' sh -c 'set -m; {program} run -t 20s -- python3 -c \"$SCRIPT\"; \
+         echo stopped $?; fg; echo ended $?'"
+    );
+
+    let (_, said) = on_terminal(&command, "ready", "\u{1a}on\n");
+
+    for part in ["stopped 148", "read on", "ended 6"] {
+        assert!(said.contains(part), "{part} is missing in\n{said}");
+    }
+}
+
+#[test]
+fn control_z_stops_a_command_whose_input_is_a_file_and_its_deadline() {
+    let program = env!("CARGO_BIN_EXE_inflight");
+    let pid = tempfile::NamedTempFile::new().unwrap();
+    let pid = pid.path().display();
+    let script = format!(
+        "{WAITED_FOR}; trap \"exit 6\" CONT; echo $$ >{pid}; echo ready; while :; do sleep 0.01; done"
+    );
+    // Stopped for as long as the command may take.
+    let command = format!(
+        "SCRIPT='{script}' sh -c 'set -m; {program} run -t 5s -- sh -c \"$SCRIPT\" </dev/null; \
+         echo stopped $?; read -r pid <{pid}; grep State /proc/$pid/status; sleep 5; \
+         fg; echo ended $?'"
+    );
+
+    let (_, said) = on_terminal(&command, "ready", "\u{1a}");
+
+    for part in ["stopped 148", "T (stopped)", "ended 6"] {
+        assert!(said.contains(part), "{part} is missing in\n{said}");
+    }
+}
+
+#[test]
+fn control_z_stops_nobody_for_ever_where_no_shell_would_go_on() {
+    let program = env!("CARGO_BIN_EXE_inflight");
+    let goes_on =
+        format!("{WAITED_FOR}; trap \"exit 6\" CONT; echo ready; while :; do sleep 0.01; done");
+    let reads = format!("{READY}; read -r line; exit 6");
+    for (script, input) in [(goes_on, "/dev/null"), (reads, "/dev/tty")] {
+        let command = format!("{program} run -t 20s -- sh -c '{script}' <{input}");
+
+        let (code, said) = on_terminal(&command, "ready", "\u{1a}on\n");
+
+        assert_eq!(code, Some(6), "{said}");
+    }
+}
+
+#[test]
+fn control_c_ends_the_loop_around_run_as_well() {
+    let program = env!("CARGO_BIN_EXE_inflight");
+    let lent = format!("{READY}; exec sleep 60");
+    let not_lent = "echo ready; exec sleep 60";
+    // In a script it is in one group with the shell, in a shell with job control it is not.
+    for (shell, script, input, typed, code) in [
+        ("", &*lent, "/dev/tty", "\u{3}", 128 + 2),
+        ("", &lent, "/dev/tty", "\u{1c}", 128 + 3),
+        ("set -m; ", &lent, "/dev/tty", "\u{3}", 128 + 2),
+        ("set -m; ", not_lent, "/dev/null", "\u{3}", 128 + 2),
+    ] {
+        let run = format!("{program} run -t 20s -- sh -c \"$SCRIPT\" <{input}");
+        let command = format!(
+            "ulimit -c 0; SCRIPT='{script}' sh -c '{shell}for i in 1 2; do {run}; echo went on; done'"
+        );
+
+        let (ended, said) = on_terminal(&command, "ready", typed);
+
+        assert!(!said.contains("went on"), "{said}");
+        assert_eq!(ended, Some(code), "{said}");
+    }
+}
+
+#[test]
+fn a_shell_that_has_taken_the_terminal_back_keeps_it() {
+    let program = env!("CARGO_BIN_EXE_inflight");
+    // Only run is stopped, while the terminal is lent, and ends in the background.
+    let script = format!("{READY}; kill -STOP $PPID");
+    let command = format!(
+        "SCRIPT='{script}' sh -c 'set -m; {program} run -t 20s -- sh -c \"$SCRIPT\"; bg; wait; \
+         echo again; read -r line; echo read $line'"
+    );
+
+    let (_, said) = on_terminal(&command, "again", "on\n");
+
+    assert!(said.contains("read on"), "{said}");
+}
+
+#[test]
+fn a_pager_behind_the_command_has_the_terminal() {
+    let program = env!("CARGO_BIN_EXE_inflight");
+    // Ends with the pager.
+    let script = format!("{WAITED_FOR}; while echo; do sleep 0.01; done");
+    let pager = "read -r line; echo ready; read -r line </dev/tty; echo read $line";
+    let command = format!(
+        "SCRIPT='{script}' PAGER='{pager}' \
+         sh -c 'set -m; {program} run -t 20s -- sh -c \"$SCRIPT\" | sh -c \"$PAGER\"'"
+    );
+
+    let (_, said) = on_terminal(&command, "ready", "on\n");
+
+    assert!(said.contains("read on"), "{said}");
+}
+
+#[test]
+fn what_nohup_ignores_is_ignored_by_the_command_too() {
+    let script =
+        "trap '' HUP; exec \"$0\" run -t 20s -- sh -c 'kill -HUP $PPID; kill -HUP $$; exit 7'";
+    let mut nohup = Command::new("sh");
+    let nohup = nohup.args(["-c", script, env!("CARGO_BIN_EXE_inflight")]);
+
+    let output = output(nohup.stdout(Stdio::piped()).spawn().unwrap(), DEADLINE);
+
+    assert_eq!(output.status.code(), Some(7));
+}
+
+#[test]
+fn a_deadline_that_the_clock_does_not_reach_is_none() {
+    let output = inflight(&[
+        "run",
+        "-t",
+        "9999999999999999999s",
+        "--",
+        "sh",
+        "-c",
+        "exit 3",
+    ]);
+
+    assert_eq!(output.status.code(), Some(3), "{}", err(&output));
+}
+
+#[test]
+fn run_ends_its_command_though_nobody_listens_to_the_report() {
+    let mut run = Command::new(env!("CARGO_BIN_EXE_inflight"));
+    run.args(["run", "-t", "100ms", "--", "sleep", "60"]);
+    let mut run = run
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(run.stderr.take());
+
+    // Comes to its end with the command, whose output it is.
+    let output = output(run, DEADLINE);
+
+    assert_eq!(output.status.code(), Some(124));
+}
+
+#[test]
+fn run_ends_its_command_before_a_report_that_nobody_reads_on() {
+    let (mut full, mut writer) = std::io::pipe().unwrap();
+    let flags = fcntl_getfl(&writer).unwrap();
+    fcntl_setfl(&writer, flags | OFlags::NONBLOCK).unwrap();
+    while writer.write(&[b'.'; 4096]).is_ok() {}
+    fcntl_setfl(&writer, flags).unwrap();
+    let mut run = Command::new(env!("CARGO_BIN_EXE_inflight"));
+    run.args(["run", "-t", "100ms", "--", "sleep", "60"]);
+    let mut child = run.stderr(writer).spawn().unwrap();
+    let of_run = Path::new("/proc").join(child.id().to_string());
+    let read = |file: &str| std::fs::read_to_string(of_run.join(file)).unwrap();
+
+    until(|| read("wchan").contains("pipe_write"));
+    let children = read(&format!("task/{}/children", child.id()));
+    // Its copy of the writing end would keep the pipe open.
+    drop(run);
+    let mut said = Vec::new();
+    full.read_to_end(&mut said).unwrap();
+
+    assert_eq!(children, "");
+    assert!(String::from_utf8_lossy(&said).contains("has not ended after 0.1 s"));
+    assert_eq!(child.wait().unwrap().code(), Some(124));
+}
+
+#[test]
 fn a_signal_to_run_ends_its_command_too() {
     let mut run = Command::new(env!("CARGO_BIN_EXE_inflight"))
         .args([
@@ -561,6 +754,7 @@ fn a_signal_to_run_ends_its_command_too() {
         status = run.try_wait().unwrap();
         status.is_some()
     });
-    assert_eq!(status.unwrap().code(), Some(128 + 15));
+    // Died of it, as its command has: for a shell that is the same code.
+    assert_eq!(status.unwrap().signal(), Some(15));
     assert!(!command.exists());
 }
