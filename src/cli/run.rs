@@ -144,7 +144,7 @@ fn wait(
         if let Some(signal) = signals.next() {
             return Ok(Over::Signalled(signal));
         }
-        if left.is_zero() {
+        if until.is_some_and(|until| Instant::now() >= until) {
             return Ok(Over::TimedOut);
         }
     }
