@@ -39,6 +39,9 @@ pub struct Server {
 /// forked. The socket is `DIR/PID.sock`, mode 0600 in a directory of mode 0700; DIR is the first that
 /// serves of `$INFLIGHT_DIR`, `$RUNTIME_DIRECTORY/inflight`, `$XDG_RUNTIME_DIR/inflight`,
 /// `/run/user/UID/inflight` and `/tmp/inflight-UID`. The reports of other processes find it there.
+///
+/// One request is answered on each connection, on 32 at once; a head must come within 5 s, and all be over
+/// within 30 s.
 pub fn serve(tracker: &Tracker) -> Server {
     tracker.begins_to_serve();
     let mut server = Server {

@@ -72,7 +72,7 @@ pub(super) struct Shared<F> {
 struct Root {
     /// What is said of it when the inner file system cannot be asked.
     known: Option<FileAttr>,
-    /// It has changed since: only who asked before is still told it.
+    /// It is changed, or has been since.
     is_stale: bool,
     asked: Option<(Arc<Record>, Stamp)>,
     changing: Option<Arc<Record>>,
@@ -326,11 +326,16 @@ impl<F> fmt::Debug for Shared<F> {
 }
 
 impl Root {
+    // Until it has changed it is as it was; the kernel drops an answer that a change has overtaken.
     fn is_known(&self) -> bool {
-        self.known.is_some() && !self.is_stale
+        self.known.is_some() && (!self.is_stale || self.is_changing())
     }
 
-    // Told before it has changed or after, an answer from memory would undo the change: the kernel believes it.
+    fn is_changing(&self) -> bool {
+        self.changing.as_ref().is_some_and(|by| !by.has_ended())
+    }
+
+    // Told from memory afterwards it would be changed back: the kernel believes it.
     fn changes(&mut self, by: Option<&Arc<Record>>) {
         self.version += 1;
         self.is_stale = true;
@@ -343,8 +348,7 @@ impl Root {
     }
 
     fn version(&self) -> Option<u64> {
-        let has_changed = self.changing.as_ref().is_none_or(|by| by.has_ended());
-        has_changed.then_some(self.version)
+        (!self.is_changing()).then_some(self.version)
     }
 
     fn learn(&mut self, attr: FileAttr, version: u64) {
@@ -421,11 +425,11 @@ mod tests {
 
         root.changes(setattr.record());
 
-        assert!(!root.is_known());
         root.learn(directory(0o755, 0, 0), before);
-        assert!(!root.is_known(), "what was asked before is old");
         assert_eq!(root.version(), None, "it has yet to change");
+        assert!(root.is_known(), "and is as it was");
         setattr.end();
+        assert!(!root.is_known(), "what was asked before is old");
         root.learn(directory(0o700, 0, 0), root.version().unwrap());
         assert_eq!(root.known.map(|attr| attr.perm), Some(0o700));
         assert!(root.is_known());

@@ -103,6 +103,20 @@ fn diag_is_answered_when_a_mkdir_in_the_root_is_stuck() {
     shows(&mounted, &["mkdir", "nodir"]);
 }
 
+#[test]
+fn diag_is_answered_when_a_change_of_the_root_is_stuck_and_the_kernel_checks_permissions() {
+    let Some(mut mounted) = Mounted::with(Spec {
+        slots: 1,
+        default_permissions: true,
+        ..Spec::default()
+    }) else {
+        return;
+    };
+    let _chmod = stuck(&mut mounted, "setattr", "exec chmod 711 $M");
+
+    shows(&mounted, &["setattr", "chmod["]);
+}
+
 // The kernel believes what it is told: an old answer would let in who was just shut out.
 #[test]
 fn what_was_changed_of_the_root_is_not_undone_by_an_answer_from_memory() {
