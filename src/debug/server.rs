@@ -87,11 +87,8 @@ async fn only_addresses(request: Request, next: Next) -> Response {
 
 fn start(tracker: &Tracker, listener: UnixListener) -> io::Result<(oneshot::Sender<()>, Handle)> {
     listener.set_nonblocking(true)?;
-    // Two reports at once are one too many: they share their answer.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(2)
-        .thread_name("inflight-debug")
         .build()?;
     let app = router(tracker);
     let (stop, stopped) = oneshot::channel();

@@ -105,11 +105,7 @@ fn diag_is_answered_when_a_mkdir_in_the_root_is_stuck() {
 
 #[test]
 fn diag_is_answered_when_a_change_of_the_root_is_stuck_and_the_kernel_checks_permissions() {
-    let Some(mut mounted) = Mounted::with(Spec {
-        slots: 1,
-        default_permissions: true,
-        ..Spec::default()
-    }) else {
+    let Some(mut mounted) = Mounted::checking_permissions(1) else {
         return;
     };
     let _chmod = stuck(&mut mounted, "setattr", "exec chmod 711 $M");
@@ -120,11 +116,7 @@ fn diag_is_answered_when_a_change_of_the_root_is_stuck_and_the_kernel_checks_per
 // The kernel believes what it is told: an old answer would let in who was just shut out.
 #[test]
 fn what_was_changed_of_the_root_is_not_undone_by_an_answer_from_memory() {
-    let Some(mut mounted) = Mounted::with(Spec {
-        slots: 1,
-        default_permissions: true,
-        ..Spec::default()
-    }) else {
+    let Some(mut mounted) = Mounted::checking_permissions(1) else {
         return;
     };
     mounted.client("chmod 711 $M").ended();
@@ -148,11 +140,7 @@ fn what_was_changed_of_the_root_is_not_undone_by_an_answer_from_memory() {
 
 #[test]
 fn diag_is_answered_when_the_kernel_checks_permissions() {
-    let Some(mut mounted) = Mounted::with(Spec {
-        slots: 1,
-        default_permissions: true,
-        ..Spec::default()
-    }) else {
+    let Some(mut mounted) = Mounted::checking_permissions(1) else {
         return;
     };
     let _cat = stuck(&mut mounted, "read", "exec cat $M/f1");
@@ -162,11 +150,7 @@ fn diag_is_answered_when_the_kernel_checks_permissions() {
 
 #[test]
 fn diag_is_answered_when_the_attributes_of_the_root_are_stuck_in_one_of_four_slots() {
-    let Some(mut mounted) = Mounted::with(Spec {
-        slots: 4,
-        default_permissions: true,
-        ..Spec::default()
-    }) else {
+    let Some(mut mounted) = Mounted::checking_permissions(4) else {
         return;
     };
     let _stat = stuck(&mut mounted, "getattr-root", "exec stat $M");

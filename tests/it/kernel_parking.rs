@@ -13,7 +13,7 @@ use std::{
 };
 
 use inflight::{
-    Op, Outcome, State, Tracker,
+    Op, Outcome, Snapshot, State, Tracker,
     fuse::{
         Options, Tracked,
         fuser::{
@@ -30,6 +30,8 @@ use crate::mounted::until;
 const LOOKUP: u32 = 1;
 const GETATTR: u32 = 3;
 const UNLINK: u32 = 10;
+const OPEN: u32 = 14;
+const READ: u32 = 15;
 const WRITE: u32 = 16;
 
 const EIO: i32 = 5;
@@ -263,24 +265,32 @@ impl Filesystem for Telling {
     }
 }
 
-const OPEN: u32 = 14;
-const READ: u32 = 15;
+/// What is in flight while the second reads the inode that the first has opened.
+fn seen_in_read(
+    tracker: &Tracker,
+    [opens, reads]: [&FakeKernel; 2],
+    begun: &Receiver<()>,
+    go_on: &Sender<()>,
+) -> Snapshot {
+    let open = opens.send(Request::new(OPEN, 5).body([0; 8])).unwrap();
+    assert_eq!(opens.reply(open).unwrap().error, 0);
+    let read = reads.send(Request::new(READ, 5).body([0; 40])).unwrap();
+    begun.recv_timeout(DEADLINE).unwrap();
+    // A reply is there before its op has ended.
+    until(|| tracker.snapshot().ops.len() == 1);
+    let seen = tracker.snapshot();
+    go_on.send(()).unwrap();
+    reads.reply(read).unwrap();
+    seen
+}
 
 #[test]
 fn what_was_told_of_an_open_file_shows_no_secret_in_what_follows() {
     let tracker = Tracker::new("test");
     let (telling, begun, go_on) = Telling::new("https://bob:s3cret@api/x?token=s3cret#s3cret");
     let kernel = start(telling, &tracker, 1);
-    let open = kernel.send(Request::new(OPEN, 5).body([0; 8])).unwrap();
-    assert_eq!(kernel.reply(open).unwrap().error, 0);
-    let read = kernel.send(Request::new(READ, 5).body([0; 40])).unwrap();
-    begun.recv_timeout(DEADLINE).unwrap();
-    // A reply is there before its op has ended.
-    until(|| tracker.snapshot().ops.len() == 1);
 
-    let seen = tracker.snapshot();
-    go_on.send(()).unwrap();
-    kernel.reply(read).unwrap();
+    let seen = seen_in_read(&tracker, [&kernel, &kernel], &begun, &go_on);
 
     assert_eq!(seen.ops[0].target, "~https://api/x?token=..");
     let json = serde_json::to_string(&seen).unwrap();
@@ -293,16 +303,8 @@ fn two_that_are_mounted_by_hand_know_nothing_of_each_other() {
     let (one, begun, go_on) = Telling::new("/only/in/one");
     let (other, ..) = Telling::new("/only/in/the/other");
     let (one, other) = (start(one, &tracker, 1), start(other, &tracker, 1));
-    let open = other.send(Request::new(OPEN, 5).body([0; 8])).unwrap();
-    assert_eq!(other.reply(open).unwrap().error, 0);
-    let read = one.send(Request::new(READ, 5).body([0; 40])).unwrap();
-    begun.recv_timeout(DEADLINE).unwrap();
-    // A reply is there before its op has ended.
-    until(|| tracker.snapshot().ops.len() == 1);
 
-    let seen = tracker.snapshot();
-    go_on.send(()).unwrap();
-    one.reply(read).unwrap();
+    let seen = seen_in_read(&tracker, [&other, &one], &begun, &go_on);
 
     assert_eq!(seen.ops[0].target, "inode 5");
     let tracked: Vec<u64> = seen.mounts.iter().map(|mount| mount.tracked).collect();

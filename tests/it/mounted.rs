@@ -108,6 +108,15 @@ impl Mounted {
         })
     }
 
+    /// One where the kernel checks permissions, for which it asks for the root.
+    pub(crate) fn checking_permissions(slots: usize) -> Option<Self> {
+        Self::with(Spec {
+            slots,
+            default_permissions: true,
+            ..Spec::default()
+        })
+    }
+
     /// `None` if mount tests are to be skipped.
     pub(crate) fn with(spec: Spec) -> Option<Self> {
         if is_skipped(std::env::var_os("INFLIGHT_SKIP_FUSE").as_deref()) {
